@@ -1,0 +1,196 @@
+"""Optical flow estimators with one interface: a pair of image batches in, flow in pixels out."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models.optical_flow import (
+    RAFT,
+    Raft_Large_Weights,
+    Raft_Small_Weights,
+    raft_large,
+    raft_small,
+)
+
+logger = logging.getLogger(__name__)
+
+# torchvision's RAFT needs feature maps of 16 cells a side, at an eighth of the image.
+RAFT_MIN_SIZE = 128
+RAFT_STRIDE = 8
+
+_RAFT_MODELS: dict[str, tuple[Callable[..., RAFT], Raft_Large_Weights | Raft_Small_Weights]] = {
+    "raft_large": (raft_large, Raft_Large_Weights.C_T_SKHT_V2),
+    "raft_small": (raft_small, Raft_Small_Weights.C_T_V2),
+}
+FLOW_ESTIMATORS = (*_RAFT_MODELS, "dis")
+
+
+class FlowEstimator(ABC):
+    """Estimates optical flow between two batches of images."""
+
+    @torch.no_grad()
+    def __call__(self, image_1: Tensor, image_2: Tensor) -> Tensor:
+        """Estimate where each pixel of `image_1` went in `image_2`.
+
+        Args:
+            image_1: Images in [0, 1], (B, 3, H, W).
+            image_2: Images in [0, 1] some time later, same shape.
+
+        Returns:
+            Flow in pixels, (B, 2, H, W), float32; channel 0 points right, 1 down.
+
+        Raises:
+            ValueError: If the shapes differ, are not (B, 3, H, W), or do not suit the estimator;
+                or if an image or the flow is not finite.
+        """
+        if image_1.shape != image_2.shape or image_1.ndim != 4 or image_1.shape[1] != 3:
+            raise ValueError(
+                "images must be two batches of shape (B, 3, H, W), got "
+                f"{tuple(image_1.shape)} and {tuple(image_2.shape)}."
+            )
+        _check_finite(torch.stack([image_1, image_2]), "image")
+        flow = self.estimate(image_1.float(), image_2.float())
+        _check_finite(flow, "flow")
+        return flow
+
+    @abstractmethod
+    def estimate(self, image_1: Tensor, image_2: Tensor) -> Tensor:
+        """Estimate the flow of checked inputs; see `__call__`."""
+
+
+class RaftEstimator(FlowEstimator):
+    """RAFT (Teed and Deng, 2020), torchvision's implementation."""
+
+    def __init__(self, model: RAFT, num_updates: int = 12) -> None:
+        """Wrap a loaded RAFT.
+
+        Args:
+            model: The network; it is frozen and set to evaluation mode.
+            num_updates: Iterative refinements (12 in torchvision's reference evaluation).
+        """
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.num_updates = num_updates
+
+    def estimate(self, image_1: Tensor, image_2: Tensor) -> Tensor:
+        """Estimate flow with RAFT; see `FlowEstimator.__call__`."""
+        height, width = image_1.shape[-2:]
+        if min(height, width) < RAFT_MIN_SIZE or height % RAFT_STRIDE or width % RAFT_STRIDE:
+            raise ValueError(
+                f"RAFT needs images of at least {RAFT_MIN_SIZE} px a side, in multiples of "
+                f"{RAFT_STRIDE}, got {height}x{width}. Raise --policy.image_resolution, or use "
+                "--policy.flow_estimator=dis."
+            )
+        # The caller's autocast would run RAFT's correlation volume in half precision.
+        with torch.autocast(device_type=image_1.device.type, enabled=False):
+            updates = self.model(
+                image_1 * 2 - 1, image_2 * 2 - 1, num_flow_updates=self.num_updates
+            )
+        flow: Tensor = updates[-1]
+        return flow
+
+
+class DisEstimator(FlowEstimator):
+    """Dense Inverse Search (Kroeger et al., 2016), OpenCV's implementation: CPU, no weights."""
+
+    def estimate(self, image_1: Tensor, image_2: Tensor) -> Tensor:
+        """Estimate flow pair by pair on the CPU; see `FlowEstimator.__call__`."""
+        # A fresh object a call: DIS keeps buffers, and OpenCV does not promise thread safety.
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        flows = [
+            # OpenCV allocates where it is given None; its stubs do not say so.
+            dis.calc(_to_gray(first), _to_gray(second), None)  # type: ignore[call-overload]
+            for first, second in zip(image_1, image_2, strict=True)
+        ]
+        flow = torch.from_numpy(np.stack(flows))  # (B, H, W, 2)
+        return flow.permute(0, 3, 1, 2).contiguous().to(image_1.device)
+
+
+@lru_cache(maxsize=4)
+def load_flow_estimator(
+    name: str, weights: str | None = None, device: str = "cpu"
+) -> FlowEstimator:
+    """Build a flow estimator; the same arguments return the same object.
+
+    Args:
+        name: One of `FLOW_ESTIMATORS`.
+        weights: Local safetensors file in torchvision's naming, or None for torchvision's own
+            pretrained weights (downloaded once). `dis` has none.
+        device: Device of the network.
+
+    Raises:
+        ValueError: If `name` is unknown, or the weights are of another model.
+        OSError: If the weights cannot be read or downloaded.
+    """
+    if name == "dis":
+        if weights is not None:
+            raise ValueError(f"flow_estimator=dis has no weights, got flow_weights={weights}.")
+        return DisEstimator()
+    if name not in _RAFT_MODELS:
+        raise ValueError(f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {name!r}.")
+    build, pretrained = _RAFT_MODELS[name]
+    model = build(weights=None)
+    state = _pretrained_state(name, pretrained) if weights is None else _read_state(weights)
+    _load_strictly(model, state, name, weights or str(pretrained))
+    return RaftEstimator(model.to(device))
+
+
+def _pretrained_state(
+    name: str, pretrained: Raft_Large_Weights | Raft_Small_Weights
+) -> dict[str, Tensor]:
+    try:
+        # torchvision publishes .pth files: weights_only keeps torch from running what they hold.
+        state: dict[str, Tensor] = pretrained.get_state_dict(
+            check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"torchvision's weights of {name} could not be downloaded from {pretrained.url} "
+            f"({error}). Pass a local file with --policy.flow_weights=<file>.safetensors, or use "
+            "--policy.flow_estimator=dis, which needs none."
+        ) from error
+    return state
+
+
+def _read_state(path: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"flow_weights: no file at {path}; expected a safetensors file.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise OSError(
+            f"flow_weights: {path} is not a readable safetensors file ({error}); it may be "
+            "truncated or of another format."
+        ) from error
+
+
+def _load_strictly(model: RAFT, state: dict[str, Tensor], name: str, source: str) -> None:
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"flow_weights: {source} does not hold the weights of {name} in torchvision's naming: "
+            f"{error}"
+        ) from error
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"{what} has NaN or infinite values. Check the dataset's frames for this camera."
+        )
+
+
+def _to_gray(image: Tensor) -> NDArray[np.uint8]:
+    """One image in [0, 1], (3, H, W), to gray levels, (H, W) uint8."""
+    rgb = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    return np.asarray(gray, dtype=np.uint8)

@@ -1,0 +1,217 @@
+"""LeRobot's pi0 network with its VLM output kept, and a tiny version of it for CPUs.
+
+LeRobot 0.6.1 computes the VLM's output in every forward pass and discards it, and builds its
+network from names of its own module. Both are met here, and only here: subclasses that keep the
+output, put in the place of those names while a policy is built.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+from torch import Tensor, nn
+
+from lerobot_motion.joint.configuration import JointMotionConfig
+from lerobot_motion.models.motion_head import MotionHead
+from lerobot_motion.steps import ByteTokenizerStep
+
+if TYPE_CHECKING:
+    from lerobot.policies.pi0.modeling_pi0 import PaliGemmaWithExpertModel as _Backbone
+    from lerobot.policies.pi0.modeling_pi0 import PI0Pytorch as _Network
+else:
+    # At run time plain mixins, whose next class in the MRO is LeRobot's.
+    _Backbone = _Network = nn.Module
+
+
+class PrefixKeeping(_Backbone):
+    """Mixed into LeRobot's `PaliGemmaWithExpertModel`: keeps the VLM's output when asked to."""
+
+    keep_prefix = False
+    prefix_out: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run LeRobot's forward pass and, if `keep_prefix`, keep the prefix's output (B, S, D)."""
+        outputs, past_key_values = super().forward(*args, **kwargs)
+        if self.keep_prefix:
+            self.prefix_out = outputs[0]
+        return outputs, past_key_values
+
+
+class JointModel(_Network):
+    """Mixed into LeRobot's `PI0Pytorch`: a motion head beside the action head."""
+
+    def __init__(self, config: JointMotionConfig, *args: Any, **kwargs: Any) -> None:
+        """Build LeRobot's network, then the motion head, so that its random weights come last.
+
+        Args:
+            config: The policy's configuration.
+            *args: Passed on to LeRobot.
+            **kwargs: Passed on to LeRobot.
+        """
+        super().__init__(config, *args, **kwargs)
+        self._prefix_mask: Tensor | None = None
+        self.motion_head: MotionHead | None = None
+        if config.load_motion_head:
+            backbone = self.paligemma_with_expert.paligemma.model.language_model
+            self.motion_head = MotionHead(
+                prefix_dim=backbone.config.hidden_size, **config.motion_head_settings
+            )
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute activations in the backward pass, those of the motion head too."""
+        super().gradient_checkpointing_enable()
+        if self.motion_head is not None:
+            self.motion_head.enable_gradient_checkpointing()
+
+    def embed_prefix(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed the prefix as LeRobot does and remember its pad mask (B, S)."""
+        embeddings, pad_mask, attention_mask = super().embed_prefix(*args, **kwargs)
+        self._prefix_mask = pad_mask
+        return embeddings, pad_mask, attention_mask
+
+    @contextmanager
+    def keeping_prefix(self) -> Iterator[None]:
+        """Within this context a forward pass keeps the VLM's output for `take_prefix`."""
+        self.paligemma_with_expert.keep_prefix = True
+        try:
+            yield
+        finally:
+            # Off before the backward pass: gradient checkpointing runs the forward pass again.
+            self.paligemma_with_expert.keep_prefix = False
+
+    def take_prefix(self) -> tuple[Tensor, Tensor]:
+        """Hand over what the last forward pass kept, and let go of it.
+
+        Returns:
+            Prefix features after the final norm, (B, S, D), and the mask of tokens that are not
+            padding, (B, S).
+
+        Raises:
+            RuntimeError: If no forward pass ran within `keeping_prefix`.
+        """
+        prefix, mask = self.paligemma_with_expert.prefix_out, self._prefix_mask
+        self.paligemma_with_expert.prefix_out = None
+        if prefix is None or mask is None:
+            raise RuntimeError("no prefix was kept: run the forward pass within keeping_prefix().")
+        return prefix, mask
+
+    def encode_prefix(
+        self, images: list[Tensor], image_masks: list[Tensor], tokens: Tensor, token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the VLM alone, without the action expert.
+
+        Args:
+            images: Images in [-1, 1], (B, 3, H, W) for each camera.
+            image_masks: True where a sample has that camera, (B,) each.
+            tokens: Language token ids, (B, T).
+            token_mask: True where a token is not padding, (B, T).
+
+        Returns:
+            Prefix features after the final norm, (B, S, D), and their pad mask, (B, S).
+        """
+        embeddings, pad_mask, attention_mask = self.embed_prefix(
+            images, image_masks, tokens, token_mask
+        )
+        backbone = self.paligemma_with_expert
+        # As LeRobot's sample_actions: the additive 4-D mask wants eager attention.
+        backbone.paligemma.model.language_model.config._attn_implementation = "eager"  # noqa: SLF001
+        (prefix, _), _ = backbone.forward(
+            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad_mask, attention_mask)),
+            position_ids=torch.cumsum(pad_mask, dim=1) - 1,
+            past_key_values=None,
+            inputs_embeds=[embeddings, None],
+            use_cache=False,
+        )
+        return prefix, pad_mask
+
+
+@contextmanager
+def building(module: ModuleType, model: type[nn.Module], *, tiny: bool) -> Iterator[None]:
+    """Within this context LeRobot's policy module builds our network.
+
+    Args:
+        module: LeRobot's modeling module of the policy (lerobot 0.6.1).
+        model: Our subclass of the module's `PI0Pytorch` (or `PI05Pytorch`).
+        tiny: Build the tiny backbone.
+    """
+    expert = module.PaliGemmaWithExpertModel
+    keeping = type("PrefixKeepingPaliGemmaWithExpert", (PrefixKeeping, expert), {})
+    core = model.__mro__[model.__mro__.index(JointModel) + 1].__name__
+    names = {core: model, "PaliGemmaWithExpertModel": keeping}
+    with replaced(module, **names), tiny_backbone(module) if tiny else replaced(module):
+        yield
+
+
+@contextmanager
+def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
+    """Within this context the module's globals of these names are replaced.
+
+    Args:
+        module: The module whose globals are looked up at call time.
+        **names: New values by name; each must exist.
+    """
+    originals = {name: getattr(module, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in originals.items():
+            setattr(module, name, value)
+
+
+# LeRobot's attention is written for 8 heads; the rest is what learns in minutes on two cores.
+TINY_WIDTH = 128
+TINY_LAYERS = 4
+TINY_HEADS = 8
+TINY_IMAGE_PATCH = 28
+
+
+@contextmanager
+def tiny_backbone(module: ModuleType) -> Iterator[None]:
+    """Within this context LeRobot's policy module builds a CPU-sized VLM and action expert.
+
+    Same code, other sizes: width 128, 4 layers, a vocabulary of bytes, patches of 28 px.
+
+    Args:
+        module: LeRobot's modeling module of the policy (lerobot 0.6.1).
+    """
+    vlm_class, expert_class = (
+        module.PaliGemmaForConditionalGenerationWithPiGemma,
+        module.PiGemmaForCausalLM,
+    )
+
+    def tiny_gemma(variant: str) -> Any:
+        return module.GemmaConfig(
+            width=TINY_WIDTH,
+            depth=TINY_LAYERS,
+            mlp_dim=4 * TINY_WIDTH,
+            num_heads=TINY_HEADS,
+            num_kv_heads=1,
+            head_dim=TINY_WIDTH // TINY_HEADS,
+        )
+
+    def tiny_vlm(config: Any) -> Any:
+        vision = config.vision_config
+        vision.hidden_size = vision.projection_dim = TINY_WIDTH
+        vision.intermediate_size = 4 * TINY_WIDTH
+        vision.num_hidden_layers, vision.num_attention_heads = TINY_LAYERS, TINY_HEADS
+        vision.patch_size = TINY_IMAGE_PATCH
+        config.projection_dim = config.hidden_size = TINY_WIDTH
+        config.text_config.vocab_size = ByteTokenizerStep.vocab_size()
+        return vlm_class(config=config)
+
+    def tiny_expert(config: Any) -> Any:
+        config.vocab_size = ByteTokenizerStep.vocab_size()
+        return expert_class(config=config)
+
+    with replaced(
+        module,
+        get_gemma_config=tiny_gemma,
+        PaliGemmaForConditionalGenerationWithPiGemma=tiny_vlm,
+        PiGemmaForCausalLM=tiny_expert,
+    ):
+        yield

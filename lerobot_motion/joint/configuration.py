@@ -1,0 +1,288 @@
+"""Settings of joint motion learning, on top of those of the base policy."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lerobot_motion.flow.estimator import FLOW_ESTIMATORS, RAFT_MIN_SIZE, RAFT_STRIDE
+from lerobot_motion.joint.run import TrainRun
+from lerobot_motion.models.latent_codec import read_latent_spec
+from lerobot_motion.steps import BYTE_TOKENIZER
+
+if TYPE_CHECKING:
+    # At run time a plain mixin: a dataclass base would bring its defaults before the policy's.
+    from lerobot.configs import PreTrainedConfig as _PolicyConfig
+else:
+    _PolicyConfig = object
+
+logger = logging.getLogger(__name__)
+
+MOTION_TARGETS = ("flow_image",)
+
+# What a field left at null becomes. "tiny" needs neither the hub nor a GPU.
+_BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "paligemma": {
+        "motion_vae": "stabilityai/sdxl-vae",
+        "motion_head_layers": 6,
+        "motion_head_heads": 32,
+        "motion_head_dim": 2048,
+        "flow_estimator": "raft_large",
+        "tokenizer_name": "google/paligemma-3b-pt-224",
+    },
+    "tiny": {
+        "motion_vae": "pool",
+        "motion_head_layers": 3,
+        "motion_head_heads": 4,
+        "motion_head_dim": 128,
+        "flow_estimator": "dis",
+        "tokenizer_name": BYTE_TOKENIZER,
+    },
+}
+
+
+@dataclass
+class JointMotionConfig(_PolicyConfig):
+    """Fields of joint motion learning; mixed into the configuration of a pi0-style policy."""
+
+    # Camera whose motion is learned, as the policy names it (after --rename_map), for example
+    # observation.images.top. null: the only camera; with several, an error lists them.
+    motion_camera: str | None = None
+    # Frames from the observation to the future frame of the motion image (k in arXiv 2512.18007).
+    # null: chunk_size, so that actions and motion span one window.
+    motion_horizon: int | None = None
+    # Weight of the motion loss (lambda): loss = action_loss + motion_loss_weight * motion_loss.
+    motion_loss_weight: float = 1.0
+    # Optimizer steps at the start of training in which only the motion head learns. 0: none.
+    motion_warmup_steps: int = 0
+    # What the motion head predicts: flow_image (optical flow drawn in HSV; the paper, A.1).
+    motion_target: str = "flow_image"
+    # VAE of the motion image: a hub id, a local directory in diffusers' format, or "pool" (8x8
+    # averages, needs no weights). null: stabilityai/sdxl-vae (backbone=tiny: pool).
+    motion_vae: str | None = None
+    # Channels, height and width of a motion latent. null: read from the VAE's config.json when the
+    # policy is first built; a checkpoint carries it, so that serving needs no VAE.
+    motion_latent_shape: tuple[int, int, int] | None = None
+    # Transformer blocks of the motion head. null: 6 (backbone=tiny: 3).
+    motion_head_layers: int | None = None
+    # Attention heads of the motion head. null: 32 (backbone=tiny: 4).
+    motion_head_heads: int | None = None
+    # Width of the motion head. null: 2048 (backbone=tiny: 128).
+    motion_head_dim: int | None = None
+    # Peak learning rate of the motion head; it follows the same schedule. null: optimizer_lr.
+    motion_head_lr: float | None = None
+    # Optical flow for targets made on the fly: raft_large, raft_small or dis (OpenCV, on the CPU,
+    # no weights). null: raft_large (backbone=tiny: dis).
+    flow_estimator: str | None = None
+    # Weights of RAFT: a local safetensors file in torchvision's naming. null: torchvision's own.
+    flow_weights: str | None = None
+    # Displacement drawn at full saturation, in pixels of the letterboxed image (the paper: 64).
+    flow_max_magnitude: float = 64.0
+    # Tokenizer of the instruction: a hub id, a local directory, or "bytes" (UTF-8 bytes, no
+    # files). null: google/paligemma-3b-pt-224 (backbone=tiny: bytes).
+    tokenizer_name: str | None = None
+    # VLM and action expert: paligemma (pi0 itself), or tiny (same code, about 4M parameters) for
+    # tests and tours on a CPU.
+    backbone: str = "paligemma"
+    # false: build and load the policy without its motion head, to serve with stock pi0's memory.
+    load_motion_head: bool = True
+    # Allow training without --policy.pretrained_path: a full-size backbone then starts random.
+    train_from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        """Fill the fields left at null and validate.
+
+        Raises:
+            ValueError: If a field is out of range or names something unknown.
+        """
+        super().__post_init__()
+        self._resolve_defaults()
+        self._validate_motion()
+
+    def _resolve_defaults(self) -> None:
+        if self.backbone not in _BACKBONE_DEFAULTS:
+            raise ValueError(
+                f"backbone must be one of {sorted(_BACKBONE_DEFAULTS)}, got {self.backbone!r}."
+            )
+        for name, value in _BACKBONE_DEFAULTS[self.backbone].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.motion_horizon is None:
+            self.motion_horizon = self.chunk_size
+
+    def _validate_motion(self) -> None:
+        if self.motion_target not in MOTION_TARGETS:
+            raise ValueError(
+                f"motion_target must be one of {MOTION_TARGETS}, got {self.motion_target!r}."
+            )
+        for name in ("motion_horizon", "motion_head_layers", "motion_head_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("motion_loss_weight", "motion_warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("flow_max_magnitude", "motion_head_lr"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        dim, heads = self.motion_head_dim or 0, self.motion_head_heads or 1
+        if dim < 1 or dim % heads:
+            raise ValueError(
+                f"motion_head_dim must be a multiple of motion_head_heads, got {dim} and {heads}."
+            )
+        self._validate_flow()
+
+    def _validate_flow(self) -> None:
+        if self.flow_estimator not in FLOW_ESTIMATORS:
+            raise ValueError(
+                f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {self.flow_estimator!r}."
+            )
+        if self.flow_estimator == "dis":
+            return
+        height, width = self.image_resolution
+        if min(height, width) < RAFT_MIN_SIZE or height % RAFT_STRIDE or width % RAFT_STRIDE:
+            raise ValueError(
+                f"{self.flow_estimator} needs an image_resolution of at least {RAFT_MIN_SIZE} px a "
+                f"side, in multiples of {RAFT_STRIDE}, got {height}x{width}. Raise it, or set "
+                "flow_estimator=dis."
+            )
+
+    @property
+    def observation_delta_indices(self) -> list[int] | None:
+        """Frames that training asks of every observation key: now, and the motion horizon."""
+        return [0, self.motion_horizon or 0] if self.load_motion_head else None
+
+    @property
+    def train_run(self) -> TrainRun | None:
+        """The `lerobot-train` run that this configuration belongs to, if any."""
+        return getattr(self, "_train_run", None)
+
+    def enter_run(self, run: TrainRun) -> None:
+        """Take note of the run that trains this policy; called by the hook in `joint/run.py`.
+
+        Args:
+            run: Settings of the run.
+
+        Raises:
+            ValueError: If the run trains a policy without its motion head.
+        """
+        if not self.load_motion_head:
+            raise ValueError(
+                "load_motion_head=false is for serving; a run without the motion head would train "
+                "plain pi0. Leave it out, or train --policy.type=pi0."
+            )
+        if self.motion_warmup_steps >= run.num_steps:
+            logger.warning(
+                "motion_warmup_steps=%d is not shorter than the run (steps=%d): only the motion "
+                "head will learn, and no action. Joint learning begins at step %d.",
+                self.motion_warmup_steps,
+                run.num_steps,
+                self.motion_warmup_steps,
+            )
+        self._train_run = run
+
+    @contextmanager
+    def checkpoint_path_shown(self) -> Iterator[None]:
+        """Within this context `pretrained_path` is what the user gave, even while it is hidden."""
+        hidden = self.release_checkpoint_path()
+        try:
+            yield
+        finally:
+            if hidden is not None:
+                self.hide_checkpoint_path()
+
+    def hide_checkpoint_path(self) -> None:
+        """Set `pretrained_path` to None until the processors are built.
+
+        LeRobot 0.6.1 loads the processors of `pretrained_path` where there is one, and those of a
+        base checkpoint lack our step; without a path it calls our factory, which knows better.
+        """
+        self._hidden_path: Any = self.pretrained_path
+        self.pretrained_path: Any = None
+
+    def release_checkpoint_path(self) -> Path | None:
+        """Undo `hide_checkpoint_path`.
+
+        Returns:
+            The path, or None if it was not hidden.
+        """
+        hidden: Path | None = getattr(self, "_hidden_path", None)
+        if hidden is not None:
+            self._hidden_path = None
+            self.pretrained_path = hidden
+        return hidden
+
+    @property
+    def motion_head_settings(self) -> dict[str, Any]:
+        """Arguments of the `MotionHead`, but for the width of the prefix."""
+        return {
+            "latent_shape": self.motion_latent_shape,
+            "num_layers": self.motion_head_layers,
+            "num_heads": self.motion_head_heads,
+            "dim": self.motion_head_dim,
+        }
+
+    @property
+    def motion_target_settings(self) -> dict[str, Any]:
+        """Arguments of the `MotionTargetStep` that makes this policy's targets.
+
+        Raises:
+            ValueError: If the camera or the shape of the latents is not settled yet.
+        """
+        if self.motion_camera is None or self.motion_latent_shape is None:
+            raise ValueError(
+                "motion_camera and motion_latent_shape must be settled before targets can be made, "
+                f"got {self.motion_camera} and {self.motion_latent_shape}. Build the policy with "
+                "the dataset's metadata first (make_policy does)."
+            )
+        return {
+            "camera": self.motion_camera,
+            "flow_estimator": self.flow_estimator,
+            "flow_weights": self.flow_weights,
+            "max_magnitude": self.flow_max_magnitude,
+            "vae": self.motion_vae,
+            "latent_shape": list(self.motion_latent_shape),
+            "image_resolution": list(self.image_resolution),
+        }
+
+    def settle_latent_shape(self) -> None:
+        """Read the shape of the latents from the VAE's config.json, unless it is known.
+
+        Raises:
+            OSError: If the VAE's configuration cannot be read.
+            ValueError: If the image resolution does not suit the VAE.
+        """
+        if self.motion_latent_shape is None:
+            spec = read_latent_spec(str(self.motion_vae))
+            resolution = tuple(self.image_resolution)
+            self.motion_latent_shape = spec.latent_shape(resolution)
+
+    def settle_camera(self, cameras: list[str]) -> None:
+        """Choose or check the motion camera.
+
+        Args:
+            cameras: Cameras that are there, as the policy names them.
+
+        Raises:
+            ValueError: If there is no camera, the named one is unknown, or several are there and
+                none is named.
+        """
+        if not cameras:
+            raise ValueError(
+                "the dataset has no camera (no image or video feature) that the policy uses; "
+                "motion images need one."
+            )
+        if self.motion_camera is None and len(cameras) == 1:
+            self.motion_camera = cameras[0]
+        if self.motion_camera is None:
+            raise ValueError(
+                f"motion_camera must be set, there are several cameras: {sorted(cameras)}. Pass "
+                f"--policy.motion_camera={sorted(cameras)[0]}, say; a view of the whole scene "
+                "suits best."
+            )
+        if self.motion_camera not in cameras:
+            raise ValueError(
+                f"motion_camera must be one of {sorted(cameras)} (names after --rename_map), got "
+                f"{self.motion_camera!r}."
+            )

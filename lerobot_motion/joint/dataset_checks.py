@@ -1,0 +1,42 @@
+"""Checks of a dataset against the settings of joint motion learning, before a step is trained."""
+
+from typing import TYPE_CHECKING
+
+from lerobot_motion.joint.configuration import JointMotionConfig
+from lerobot_motion.joint.run import TrainRun
+
+if TYPE_CHECKING:
+    from lerobot.datasets import LeRobotDatasetMetadata
+
+
+def check_dataset(config: JointMotionConfig, dataset_meta: "LeRobotDatasetMetadata") -> None:
+    """Settle the motion camera and check that the dataset can teach motion.
+
+    Args:
+        config: The policy's configuration; its `motion_camera` is settled.
+        dataset_meta: Metadata of the training dataset.
+
+    Raises:
+        ValueError: If there is no suitable camera, every episode is shorter than the horizon, or
+            the dataset is streamed video.
+    """
+    run = config.train_run or TrainRun(num_steps=0)
+    names = {key: run.rename_map.get(key, key) for key in dataset_meta.camera_keys}
+    config.settle_camera([name for name in names.values() if name in config.image_features])
+    _check_horizon(config, dataset_meta)
+    videos = [names[key] for key in dataset_meta.video_keys]
+    if run.streaming and config.motion_camera in videos:
+        raise ValueError(
+            "dataset.streaming must be false to make motion targets from video, got true: LeRobot "
+            "0.6.1's streaming returns the next episode's frames past an episode's end."
+        )
+
+
+def _check_horizon(config: JointMotionConfig, dataset_meta: "LeRobotDatasetMetadata") -> None:
+    longest = max(dataset_meta.episodes["length"])
+    if config.motion_horizon >= longest:
+        raise ValueError(
+            f"motion_horizon must be shorter than the longest episode ({longest} frames), got "
+            f"{config.motion_horizon}: no frame would have a future to learn from. One second is "
+            f"--policy.motion_horizon={dataset_meta.fps}."
+        )

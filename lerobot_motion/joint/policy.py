@@ -1,0 +1,279 @@
+"""What motion learning adds to a pi0-style policy: joint loss, warm-up, imagination, loading."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor
+
+from lerobot_motion.joint.backbone import JointModel
+from lerobot_motion.joint.configuration import JointMotionConfig
+from lerobot_motion.joint.dataset_checks import check_dataset
+from lerobot_motion.joint.loading import CheckpointSource, load_weights, read_policy_type
+from lerobot_motion.joint.objective import MotionTarget, motion_losses
+from lerobot_motion.models.latent_codec import load_latent_codec
+from lerobot_motion.models.motion_head import MotionHead
+from lerobot_motion.steps import MOTION_LATENT, MOTION_VALID
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy as _Policy
+else:
+    # At run time a plain mixin, whose next class in the MRO is LeRobot's policy.
+    _Policy = torch.nn.Module
+
+
+class JointMotionPolicy(_Policy):
+    """Mixed into LeRobot's `PI0Policy`: trains a motion head beside the action head.
+
+    The policy acts exactly as its base: the methods that drive a robot are inherited unchanged.
+    """
+
+    # LeRobot's policy type whose checkpoints can be warm-started from.
+    base_policy_type: ClassVar[str]
+
+    config: JointMotionConfig
+    model: JointModel
+    # Until a checkpoint is loaded.
+    starts_random = True
+
+    @staticmethod
+    def settle(config: JointMotionConfig, dataset_meta: Any | None) -> None:
+        """Settle what depends on the VAE and the dataset, before anything is built.
+
+        Args:
+            config: The policy's configuration.
+            dataset_meta: Metadata of the training dataset, or None outside training.
+
+        Raises:
+            OSError: If the VAE's configuration cannot be read.
+            ValueError: If the dataset cannot teach motion.
+        """
+        if not config.load_motion_head:
+            return
+        config.settle_latent_shape()
+        if dataset_meta is not None:
+            check_dataset(config, dataset_meta)
+
+    def forward(
+        self, batch: dict[str, Tensor], reduction: str = "mean"
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Compute the joint loss, L_action + motion_loss_weight * L_motion (the paper, eq. 5).
+
+        In the warm-up only the motion loss is computed, on prefix features without a gradient: the
+        action path is left out of the graph altogether, since a gradient of zero would still let
+        AdamW decay pi0's weights.
+
+        Args:
+            batch: Output of the preprocessor on a training batch.
+            reduction: "mean" for a scalar, "none" for a loss of every sample, (B,).
+
+        Returns:
+            The loss, and a dict with `loss`, `action_loss` (NaN in the warm-up), `motion_loss` and
+            pi0's `loss_per_dim`. A sample without a valid target counts as 0 in the mean of the
+            motion loss, so that every frame weighs the same in whichever batch and rank it falls.
+
+        Raises:
+            ValueError: If the batch has no motion target.
+        """
+        if self.model.motion_head is None:
+            loss, log = super().forward(batch, reduction=reduction)
+            return loss, log
+        target = self._target(batch)
+        if self.training and self.in_motion_warmup:
+            with torch.no_grad():
+                prefix, mask = self._encode_prefix(batch)
+            action_loss, log = None, self._uncomputed_action_log()
+        else:
+            with self.model.keeping_prefix():
+                action_loss, log = super().forward(batch, reduction=reduction)
+            prefix, mask = self.model.take_prefix()
+            log["action_loss"] = log["loss"]
+        motion_loss = self._motion_loss(target, prefix, mask, reduction)
+        loss = self.config.motion_loss_weight * motion_loss
+        if action_loss is not None:
+            loss = action_loss + loss
+        log["motion_loss"] = motion_loss.mean().item()
+        log["loss"] = loss.mean().item()
+        return loss, log
+
+    def _motion_loss(
+        self, target: MotionTarget, prefix: Tensor, mask: Tensor, reduction: str
+    ) -> Tensor:
+        # Drawn after the action's own noise and time, which thereby are those of stock pi0.
+        noise = self.model.sample_noise(target.latent.shape, target.latent.device)
+        time = self.model.sample_time(len(target.latent), target.latent.device)
+        losses = motion_losses(self._motion_head, target, prefix, mask, noise, time)
+        return losses if reduction == "none" else losses.mean()
+
+    def _target(self, batch: dict[str, Tensor]) -> MotionTarget:
+        if MOTION_LATENT not in batch:
+            raise ValueError(
+                "the batch has no motion target: its preprocessor has no MotionTargetStep, or the "
+                "dataset was not asked for future frames. Build the preprocessor with "
+                "make_pre_post_processors(policy.config, dataset_stats=…) and the dataset with "
+                "delta_timestamps from policy.config (resolve_delta_timestamps)."
+            )
+        return MotionTarget(latent=batch[MOTION_LATENT], valid=batch[MOTION_VALID])
+
+    def _encode_prefix(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Prefix features of a batch, (B, S, D), and their pad mask, (B, S)."""
+        images, image_masks = self._preprocess_images(batch)
+        return self.model.encode_prefix(
+            images, image_masks, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+        )
+
+    def _uncomputed_action_log(self) -> dict[str, Any]:
+        action_dim = self.config.output_features[ACTION].shape[0]
+        return {"loss_per_dim": [math.nan] * action_dim, "action_loss": math.nan}
+
+    @property
+    def _motion_head(self) -> MotionHead:
+        head = self.model.motion_head
+        if head is None:
+            raise ValueError(
+                "this policy was loaded without its motion head (load_motion_head=false): it can "
+                "act, but neither train nor imagine motion."
+            )
+        return head
+
+    @property
+    def in_motion_warmup(self) -> bool:
+        """Whether only the motion head learns at present."""
+        return int(self._motion_head.num_updates) < self.config.motion_warmup_steps
+
+    def update(self) -> None:
+        """Count an optimizer step; lerobot-train calls this after each."""
+        self._motion_head.num_updates += 1
+
+    def get_optim_params(self) -> Any:
+        """Parameters for the optimizer: one group, or two if the head has a rate of its own.
+
+        Raises:
+            ValueError: If a full-size backbone would be trained from random weights unasked.
+        """
+        full_size = self.config.backbone != "tiny"
+        if full_size and self.starts_random and not self.config.train_from_scratch:
+            raise ValueError(
+                "no --policy.pretrained_path is given, so the full-size VLM would start from "
+                "random weights. Pass a LeRobot pi0 checkpoint "
+                f"(--policy.pretrained_path=lerobot/{self.base_policy_type}_base), or say "
+                "--policy.train_from_scratch=true."
+            )
+        if self.config.motion_head_lr is None:
+            return self.parameters()
+        head = list(self._motion_head.parameters())
+        in_head = {id(parameter) for parameter in head}
+        base = [parameter for parameter in self.parameters() if id(parameter) not in in_head]
+        return [{"params": base}, {"params": head, "lr": self.config.motion_head_lr}]
+
+    @torch.no_grad()
+    def predict_motion(
+        self, batch: dict[str, Tensor], num_steps: int = 10, noise: Tensor | None = None
+    ) -> Tensor:
+        """Imagine the motion of the coming horizon.
+
+        Integrates the motion head's velocity from noise at t = 1 to t = 0 and decodes the latent.
+
+        Args:
+            batch: Output of the preprocessor on observations.
+            num_steps: Euler steps.
+            noise: Noise to start from, (B, C, h, w); drawn if None.
+
+        Returns:
+            Motion images in [-1, 1], (B, 3, H, W); `flow.motion_image.motion_image_to_flow` reads
+            the flow off them.
+
+        Raises:
+            ValueError: If the policy has no motion head, or `noise` has another shape.
+        """
+        self.eval()
+        head = self._motion_head
+        prefix, mask = self._encode_prefix(batch)
+        shape = (len(prefix), *head.latent_shape)
+        if noise is None:
+            noise = self.model.sample_noise(shape, prefix.device)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}.")
+        latent = euler_integrate(lambda x_t, time: head(x_t, time, prefix, mask), noise, num_steps)
+        return load_latent_codec(self.config.motion_vae, str(latent.device)).decode(latent)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        force_download: bool = False,
+        resume_download: bool | None = None,  # noqa: ARG003 - part of LeRobot's signature
+        proxies: dict[str, str] | None = None,  # noqa: ARG003 - part of LeRobot's signature
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        strict: bool = True,  # noqa: ARG003 - loading is always strict
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint of this policy, or warm-start from one of the base policy.
+
+        Args:
+            pretrained_name_or_path: Local directory or repository on the Hub.
+            config: Configuration to use instead of the checkpoint's.
+            force_download: Download again what is cached.
+            resume_download: Accepted for LeRobot; downloads always resume.
+            proxies: Accepted for LeRobot; set HTTPS_PROXY instead.
+            token: Token for the Hub.
+            cache_dir: Cache of the Hub's files.
+            local_files_only: Use cached files alone.
+            revision: Branch, tag or commit on the Hub.
+            strict: Accepted for LeRobot; loading is always strict.
+            **kwargs: Passed on to the policy (`dataset_meta`, `dataset_stats`).
+
+        Returns:
+            The policy in evaluation mode. Of a base checkpoint, the motion head is fresh.
+
+        Raises:
+            FileNotFoundError: If the checkpoint or one of its files cannot be found.
+            OSError: If the weights cannot be read.
+            ValueError: If it is another policy's, or a tensor is missing, unexpected or of another
+                shape.
+        """
+        source = CheckpointSource(
+            str(pretrained_name_or_path),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        policy_type = read_policy_type(source, (cls.name, cls.base_policy_type))
+        is_base = policy_type == cls.base_policy_type
+        if config is None:
+            config = cls._read_config(source, is_base=is_base)
+        if is_base and config.train_run is not None:
+            names = config.train_run.rename_map
+            config.input_features = {names.get(k, k): v for k, v in config.input_features.items()}
+        policy = cls(config, **kwargs)
+        load_weights(policy, source, is_base=is_base)
+        policy.starts_random = False
+        if config.train_run is not None and str(config.pretrained_path) == source.path:
+            config.hide_checkpoint_path()
+        policy.eval()
+        return policy
+
+    @classmethod
+    def _read_config(cls, source: CheckpointSource, *, is_base: bool) -> Any:
+        stored = PreTrainedConfig.from_pretrained(source.path, **source.hub_options)
+        if not is_base:
+            return stored
+        fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
+        return cls.config_class(**fields)
+
+    def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
+        """Wrap with adapters as LeRobot does, which wants to see the checkpoint's path."""
+        with self.config.checkpoint_path_shown():
+            return super().wrap_with_peft(*args, **kwargs)

@@ -1,0 +1,113 @@
+"""The motion head: a diffusion transformer from prefix features to the velocity of a latent.
+
+Sections: construction, initialisation, forward. The transformer is diffusers' PixArt: latent
+tokens attend to each other and, by cross-attention, to every token of the VLM's prefix.
+"""
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor, nn
+
+# PixArt embeds timesteps on the scale of 1000 diffusion steps; t in [0, 1] is stretched to it.
+TIMESTEP_SCALE = 1000.0
+PATCH_SIZE = 2
+
+
+class MotionHead(nn.Module):
+    """Predicts the flow-matching velocity of a motion latent (arXiv 2512.18007, 3.2)."""
+
+    # Optimizer steps that this head has been trained for: drives the warm-up, and travels with the
+    # head's weights so that a resume continues it.
+    num_updates: Tensor
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        prefix_dim: int,
+        num_layers: int = 6,
+        num_heads: int = 32,
+        dim: int = 2048,
+    ) -> None:
+        """Build the head; its first prediction is exactly zero.
+
+        Args:
+            latent_shape: Channels, height and width of a latent.
+            prefix_dim: Width of the VLM's prefix features.
+            num_layers: Transformer blocks.
+            num_heads: Attention heads.
+            dim: Width of the transformer.
+
+        Raises:
+            ValueError: If `dim` is not a multiple of `num_heads`, or the latent is not square with
+                an even side.
+        """
+        super().__init__()
+        channels, height, width = latent_shape
+        if dim % num_heads:
+            raise ValueError(
+                f"motion_head_dim must be a multiple of motion_head_heads, got {dim} and "
+                f"{num_heads}."
+            )
+        if height != width or height % PATCH_SIZE:
+            raise ValueError(
+                f"the latent must be square with a side divisible by {PATCH_SIZE}, got "
+                f"{height}x{width}. Change --policy.image_resolution."
+            )
+        self.latent_shape = (channels, height, width)
+        self.transformer = PixArtTransformer2DModel(
+            num_attention_heads=num_heads,
+            attention_head_dim=dim // num_heads,
+            in_channels=channels,
+            out_channels=channels,
+            num_layers=num_layers,
+            cross_attention_dim=prefix_dim,
+            sample_size=height,
+            patch_size=PATCH_SIZE,
+            caption_channels=None,
+            use_additional_conditions=False,
+        )
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+        self._zero_gates_and_output()
+
+    def _zero_gates_and_output(self) -> None:
+        """Start as the identity with zero output (adaLN-Zero, Peebles and Xie 2023, 3.2).
+
+        PixArt leaves this to its training script. Of the six rows of modulation (shift, scale, gate
+        of attention; shift, scale, gate of the MLP) rows 2 and 5 are the gates.
+        """
+        transformer = self.transformer
+        dim = transformer.inner_dim
+        with torch.no_grad():
+            for row in (2, 5):
+                transformer.adaln_single.linear.weight[row * dim : (row + 1) * dim].zero_()
+                transformer.adaln_single.linear.bias[row * dim : (row + 1) * dim].zero_()
+                for block in transformer.transformer_blocks:
+                    block.scale_shift_table[row].zero_()
+            transformer.proj_out.weight.zero_()
+            transformer.proj_out.bias.zero_()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the blocks' activations in the backward pass to save memory."""
+        self.transformer.enable_gradient_checkpointing()
+
+    def forward(self, x_t: Tensor, time: Tensor, prefix: Tensor, prefix_mask: Tensor) -> Tensor:
+        """Predict the velocity v_t of a noisy latent.
+
+        Args:
+            x_t: Noisy latent, (B, C, h, w).
+            time: Flow-matching time, (B,); 1 is noise, 0 is data.
+            prefix: Features of the VLM's prefix tokens, (B, S, D_prefix).
+            prefix_mask: True where a prefix token is not padding, (B, S).
+
+        Returns:
+            Velocity, (B, C, h, w), float32.
+        """
+        dtype = self.transformer.proj_out.weight.dtype
+        velocity: Tensor = self.transformer(
+            x_t.to(dtype),  # (B, C, h, w)
+            encoder_hidden_states=prefix.to(dtype),  # (B, S, D_prefix)
+            encoder_attention_mask=prefix_mask,  # (B, S)
+            timestep=time * TIMESTEP_SCALE,  # (B,)
+            return_dict=False,
+        )[0]
+        return velocity.float()  # (B, C, h, w)

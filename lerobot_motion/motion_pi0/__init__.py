@@ -1,0 +1,1 @@
+"""motion_pi0: LeRobot's pi0 with a motion head."""

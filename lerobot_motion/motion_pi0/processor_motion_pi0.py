@@ -1,0 +1,70 @@
+"""Processors of motion_pi0: pi0's, with the motion target among them."""
+
+import torch
+from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
+from lerobot.processor import (
+    AbsoluteActionsProcessorStep,
+    RelativeActionsProcessorStep,
+    RenameObservationsProcessorStep,
+    make_default_policy_processor_steps,
+)
+
+from lerobot_motion.joint.processors import (
+    Pipelines,
+    make_joint_pipelines,
+    make_tokenizer_step,
+    rename_map_of,
+    renamed_stats,
+    resumed_pipelines,
+)
+from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
+
+
+def make_motion_pi0_pre_post_processors(
+    config: MotionPi0Config,
+    dataset_stats: dict[str, dict[str, torch.Tensor]] | None = None,
+) -> Pipelines:
+    """Build the processors of motion_pi0.
+
+    The steps and their order are those of LeRobot 0.6.1's `make_pi0_pre_post_processors`, which
+    itself cannot be called: it loads one gated tokenizer by name.
+
+    Args:
+        config: The policy's configuration, with camera and latent shape settled.
+        dataset_stats: Statistics of the dataset's features for normalization.
+
+    Returns:
+        Preprocessor and postprocessor.
+
+    Raises:
+        OSError: If the tokenizer cannot be loaded.
+        ValueError: If the camera or the shape of the latents is not settled.
+    """
+    resumed = resumed_pipelines(config)
+    if resumed is not None:
+        return resumed
+    steps = make_default_policy_processor_steps(config, renamed_stats(config, dataset_stats))
+    relative_step = RelativeActionsProcessorStep(
+        enabled=config.use_relative_actions,
+        exclude_joints=config.relative_exclude_joints,
+        action_names=config.action_feature_names,
+    )
+    return make_joint_pipelines(
+        config,
+        input_steps=[
+            RenameObservationsProcessorStep(rename_map=rename_map_of(config)),
+            steps.add_batch_dim,
+            Pi0NewLineProcessor(),
+            make_tokenizer_step(config),
+            steps.to_device,
+            relative_step,
+            steps.normalize,
+        ],
+        output_steps=[
+            steps.unnormalize,
+            AbsoluteActionsProcessorStep(
+                enabled=config.use_relative_actions, relative_step=relative_step
+            ),
+            steps.to_cpu,
+        ],
+    )

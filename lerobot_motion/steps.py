@@ -1,0 +1,162 @@
+"""Processor steps: thin shells that put flow estimation and the codec into LeRobot's pipelines."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lerobot.configs import PipelineFeatureType, PolicyFeature
+from lerobot.lerobot_types import EnvTransition, TransitionKey
+from lerobot.processor import ProcessorStep, ProcessorStepRegistry, TokenizerProcessorStep
+from torch import Tensor
+from transformers import ByT5Tokenizer
+
+from lerobot_motion.flow.estimator import load_flow_estimator
+from lerobot_motion.flow.letterbox import content_mask, letterbox
+from lerobot_motion.flow.motion_image import flow_to_motion_image
+from lerobot_motion.models.latent_codec import load_latent_codec
+
+MOTION_LATENT = "motion_latent"
+MOTION_VALID = "motion_valid"
+MOTION_TARGET_STEP = "motion_target_processor"
+BYTE_TOKENIZER = "bytes"
+
+_IS_PAD = "_is_pad"
+
+Features = dict[PipelineFeatureType, dict[str, PolicyFeature]]
+
+
+@ProcessorStepRegistry.register(name=MOTION_TARGET_STEP)
+@dataclass
+class MotionTargetStep(ProcessorStep):
+    """Turns the stacked frames of a training batch into motion latents (arXiv 2512.18007, 3.1).
+
+    In training every observation arrives as (B, 2, ...): now, and the motion horizon later. The
+    step keeps the first for pi0 and makes the target from both frames of the motion camera. In
+    evaluation there is no second frame: the batch passes untouched and no network is loaded.
+
+    Attributes:
+        camera: Observation key of the motion camera.
+        flow_estimator: Name of the flow estimator.
+        flow_weights: Local weights of the flow estimator, or None for its own.
+        max_magnitude: Displacement drawn at full saturation, in pixels.
+        vae: Name of the latent codec.
+        latent_shape: Channels, height and width that the motion head expects.
+        image_resolution: Height and width in which flow is estimated, in pixels.
+    """
+
+    camera: str
+    flow_estimator: str
+    flow_weights: str | None
+    max_magnitude: float
+    vae: str
+    latent_shape: list[int]
+    image_resolution: list[int]
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """Unstack the observations and add the targets to the complementary data.
+
+        Args:
+            transition: Observations (B, 2, ...) with their `_is_pad` flags (B, 2), or, in
+                evaluation, (B, ...) without flags.
+
+        Returns:
+            The transition with observations (B, ...), `motion_latent` (B, C, h, w) and
+            `motion_valid` (B,): False where the future frame lies past the episode's end, whose
+            latent is zero.
+
+        Raises:
+            ValueError: If the motion camera is not in a training batch, or the frames, the flow or
+                the latents are not as expected.
+        """
+        observation = transition[TransitionKey.OBSERVATION]
+        is_pad = {k: v for k, v in (observation or {}).items() if k.endswith(_IS_PAD)}
+        if not is_pad:
+            return transition
+        frames = self._frames_of_motion_camera(observation)
+        valid = ~torch.stack([pad[:, 1] for pad in is_pad.values()]).any(dim=0)
+        stacked = {key.removesuffix(_IS_PAD) for key in is_pad}
+        complementary = transition[TransitionKey.COMPLEMENTARY_DATA] or {}
+        return {
+            **transition,
+            TransitionKey.OBSERVATION: {
+                key: value[:, 0] if key in stacked else value
+                for key, value in observation.items()
+                if key not in is_pad
+            },
+            TransitionKey.COMPLEMENTARY_DATA: {
+                **{key: value for key, value in complementary.items() if key not in is_pad},
+                MOTION_LATENT: self._motion_latents(frames, valid),
+                MOTION_VALID: valid.to(frames.device),
+            },
+        }
+
+    def _frames_of_motion_camera(self, observation: dict[str, Tensor]) -> Tensor:
+        frames = observation.get(self.camera)
+        if frames is None:
+            cameras = [key for key, value in observation.items() if value.ndim == 5]
+            raise ValueError(
+                f"motion_camera {self.camera!r} is not in the batch, which has the cameras "
+                f"{cameras}. Set --policy.motion_camera or --rename_map."
+            )
+        if frames.ndim != 5 or frames.shape[1] != 2:
+            raise ValueError(
+                f"{self.camera} must hold two frames, (B, 2, 3, H, W), got {tuple(frames.shape)}."
+            )
+        return frames
+
+    def _motion_latents(self, frames: Tensor, valid: Tensor) -> Tensor:
+        """Targets of a batch: (B, 2, 3, H, W) and (B,) -> (B, C, h, w)."""
+        latents = torch.zeros(len(frames), *self.latent_shape, device=frames.device)
+        if valid.any():
+            index = valid.to(frames.device)
+            motion_images = self.motion_images(frames[index])
+            codec = load_latent_codec(self.vae, str(frames.device))
+            encoded = codec.encode(motion_images)
+            if list(encoded.shape[1:]) != list(self.latent_shape):
+                raise ValueError(
+                    f"motion_vae: the latents of {self.vae} have shape {tuple(encoded.shape[1:])}, "
+                    f"but the motion head expects {tuple(self.latent_shape)}. Use the VAE that the "
+                    "checkpoint was trained with, or train a new motion head."
+                )
+            latents[index] = encoded
+        return latents
+
+    @torch.no_grad()
+    def motion_images(self, frames: Tensor) -> Tensor:
+        """Draw the motion between two frames.
+
+        Args:
+            frames: Frames in [0, 1] or uint8, (B, 2, 3, H, W).
+
+        Returns:
+            Motion images in [-1, 1], (B, 3, height, width); the letterbox's padding is white.
+        """
+        resolution = (self.image_resolution[0], self.image_resolution[1])
+        estimator = load_flow_estimator(
+            self.flow_estimator, self.flow_weights, device=str(frames.device)
+        )
+        flow = estimator(letterbox(frames[:, 0], resolution), letterbox(frames[:, 1], resolution))
+        camera_size = (frames.shape[-2], frames.shape[-1])
+        flow = flow * content_mask(camera_size, resolution).to(flow.device)
+        return flow_to_motion_image(flow, self.max_magnitude)
+
+    def get_config(self) -> dict[str, Any]:
+        """Settings that are saved with the pipeline."""
+        return asdict(self)
+
+    def transform_features(self, features: Features) -> Features:
+        """Leave the features as they are: targets are no input of the policy."""
+        return features
+
+
+@ProcessorStepRegistry.register(name="byte_tokenizer_processor")
+@dataclass
+class ByteTokenizerStep(TokenizerProcessorStep):
+    """Tokenizes the instruction into its UTF-8 bytes (ByT5's ids), which needs no files."""
+
+    tokenizer: Any | None = field(default_factory=lambda: ByT5Tokenizer(extra_ids=0))
+
+    @staticmethod
+    def vocab_size() -> int:
+        """Number of token ids: 256 bytes and ByT5's three special tokens."""
+        return len(ByT5Tokenizer(extra_ids=0))
