@@ -1,0 +1,48 @@
+# Everything a fresh machine needs: `make demo`, `make test`, `make lint`.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= outputs/demo
+# A working uv: the one on the PATH, or one of our own.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+
+# One process a core, one thread a process: tiny networks gain nothing from more.
+export OMP_NUM_THREADS ?= 1
+export MUJOCO_GL ?= egl
+
+.PHONY: setup test lint demo lerobot-tests constraints clean
+
+setup: $(VENV)/.complete
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet uv
+
+$(VENV)/.complete: pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+	test -x $(BIN)/python || $(UV) venv --quiet --python 3.12 $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--editable ".[sim,dev]"
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: setup
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh "$(DEMO)"
+
+# LeRobot's own test functions against motion_pi0; LEROBOT_SRC is a checkout of its tag v0.6.1.
+lerobot-tests: setup
+	$(BIN)/python -m pytest tests/lerobot_suite --lerobot-src="$(LEROBOT_SRC)"
+
+# Versions that were tested together.
+constraints:
+	$(UV) pip compile --quiet --python-version 3.12 --no-emit-index-url --no-header \
+		--no-annotate --extra sim --extra dev --output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) .uv build dist

@@ -1,0 +1,1 @@
+"""Simulated robots and scripted experts that produce demonstrations to learn from."""
