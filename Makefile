@@ -6,8 +6,6 @@ DEMO ?= outputs/demo
 # A working uv: the one on the PATH, or one of our own.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 
-# One process a core, one thread a process: tiny networks gain nothing from more.
-export OMP_NUM_THREADS ?= 1
 export MUJOCO_GL ?= egl
 
 .PHONY: setup test lint demo lerobot-tests constraints clean
@@ -24,6 +22,8 @@ $(VENV)/.complete: pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 		--editable ".[sim,dev]"
 	touch $@
 
+# One test process a core, and one thread a process.
+test: export OMP_NUM_THREADS ?= 1
 test: setup
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 

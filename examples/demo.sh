@@ -9,7 +9,9 @@ out=${1:-outputs/demo}
 log="$out/log.txt"
 started=$SECONDS
 # Nothing here needs the Hub, and nothing should wait for it.
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MUJOCO_GL="${MUJOCO_GL:-egl}"
+# Threads that wait for each other must not keep a core busy: the data loader needs it.
+export OMP_WAIT_POLICY=passive
 
 step() { printf '\n[%3d s] %s\n' "$((SECONDS - started))" "$1"; }
 
@@ -24,8 +26,8 @@ if [ -e "$out" ]; then
 fi
 mkdir -p "$out"
 
-step "Recording 6 demonstrations of a scripted expert (gym-aloha, TransferCube)"
-python examples/record_aloha_transfer_cube.py --num_episodes=6 --height=240 --width=320 \
+step "Recording 2 demonstrations of a scripted expert (gym-aloha, TransferCube)"
+python examples/record_aloha_transfer_cube.py --num_episodes=2 --height=240 --width=320 \
   --draft=true --root="$out/dataset" 2>>"$log"
 
 step "Training a tiny motion_pi0: 100 steps of the motion head alone, then both heads"
@@ -36,7 +38,7 @@ checkpoint="$out/train/checkpoints/last/pretrained_model"
 
 step "Evaluating it in the simulator"
 quietly lerobot-eval --policy.path="$checkpoint" --env.type=aloha --env.task=AlohaTransferCube-v0 \
-  --env.episode_length=300 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
+  --env.episode_length=250 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
   --output_dir="$out/eval"
 python - "$out/eval/eval_info.json" <<'PY'
 import json, sys
@@ -47,7 +49,7 @@ PY
 step "Drawing what it imagines on the demonstrations (these are its training episodes)"
 python examples/picture_motion.py --policy.path="$checkpoint" \
   --dataset.repo_id=local/aloha_transfer_cube --dataset.root="$out/dataset" \
-  --output="$out/motion.png" 2>>"$log" >/dev/null
+  --num_steps=4 --output="$out/motion.png" 2>>"$log" >/dev/null
 python - "$out/motion.json" <<'PY'
 import json, sys
 f = json.load(open(sys.argv[1]))

@@ -19,8 +19,8 @@ MOTION_LATENT = "motion_latent"
 MOTION_VALID = "motion_valid"
 MOTION_TARGET_STEP = "motion_target_processor"
 BYTE_TOKENIZER = "bytes"
-
-_IS_PAD = "_is_pad"
+# LeRobot's suffix of the flags that say which frames of a key lie past the episode's end.
+IS_PAD = "_is_pad"
 
 Features = dict[PipelineFeatureType, dict[str, PolicyFeature]]
 
@@ -69,12 +69,12 @@ class MotionTargetStep(ProcessorStep):
                 the latents are not as expected.
         """
         observation = transition[TransitionKey.OBSERVATION]
-        is_pad = {k: v for k, v in (observation or {}).items() if k.endswith(_IS_PAD)}
+        is_pad = {k: v for k, v in (observation or {}).items() if k.endswith(IS_PAD)}
         if not is_pad:
             return transition
         frames = self._frames_of_motion_camera(observation)
         valid = ~torch.stack([pad[:, 1] for pad in is_pad.values()]).any(dim=0)
-        stacked = {key.removesuffix(_IS_PAD) for key in is_pad}
+        stacked = {key.removesuffix(IS_PAD) for key in is_pad}
         complementary = transition[TransitionKey.COMPLEMENTARY_DATA] or {}
         return {
             **transition,

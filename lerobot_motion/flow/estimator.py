@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,9 @@ _RAFT_MODELS: dict[str, tuple[Callable[..., RAFT], Raft_Large_Weights | Raft_Sma
     "raft_large": (raft_large, Raft_Large_Weights.C_T_SKHT_V2),
     "raft_small": (raft_small, Raft_Small_Weights.C_T_V2),
 }
+Gray = NDArray[np.uint8]
+Flow = NDArray[np.float32]
+
 FLOW_ESTIMATORS = (*_RAFT_MODELS, "dis")
 
 
@@ -99,19 +103,44 @@ class RaftEstimator(FlowEstimator):
 
 
 class DisEstimator(FlowEstimator):
-    """Dense Inverse Search (Kroeger et al., 2016), OpenCV's implementation: CPU, no weights."""
+    """Dense Inverse Search (Kroeger et al., 2016), OpenCV's: CPU, no weights, stillness checked.
+
+    Where there is no texture DIS spreads the motion of its surroundings over what stands still. The
+    check keeps its flow only where moving explains the second image better than standing still.
+    """
+
+    # Side of the window, in pixels, and grey levels, by which moving must explain it better.
+    check_window = 21
+    check_margin = 0.5
 
     def estimate(self, image_1: Tensor, image_2: Tensor) -> Tensor:
         """Estimate flow pair by pair on the CPU; see `FlowEstimator.__call__`."""
+        grays = [(_to_gray(a), _to_gray(b)) for a, b in zip(image_1, image_2, strict=True)]
+        flow = torch.from_numpy(np.stack([self._pair(*pair) for pair in grays]))  # (B, H, W, 2)
+        return flow.permute(0, 3, 1, 2).contiguous().to(image_1.device)
+
+    def _pair(self, gray_1: Gray, gray_2: Gray) -> Flow:
+        """Flow of one pair of images, (H, W) each: (H, W, 2)."""
         # A fresh object a call: DIS keeps buffers, and OpenCV does not promise thread safety.
         dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        flows = [
-            # OpenCV allocates where it is given None; its stubs do not say so.
-            dis.calc(_to_gray(first), _to_gray(second), None)  # type: ignore[call-overload]
-            for first, second in zip(image_1, image_2, strict=True)
-        ]
-        flow = torch.from_numpy(np.stack(flows))  # (B, H, W, 2)
-        return flow.permute(0, 3, 1, 2).contiguous().to(image_1.device)
+        # OpenCV allocates where it is given None; its stubs do not say so.
+        flow: Flow = dis.calc(gray_1, gray_2, None)  # type: ignore[call-overload]
+        rows, columns = np.indices(gray_1.shape, dtype=np.float32)
+        warped: Any = cv2.remap(
+            gray_2,
+            columns + flow[..., 0],
+            rows + flow[..., 1],
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        moves = self._mismatch(gray_1, warped) + self.check_margin < self._mismatch(gray_1, gray_2)
+        return flow * moves[..., None]
+
+    def _mismatch(self, gray_1: Gray, gray_2: Gray) -> Flow:
+        """Mean absolute difference in the window around each pixel, in grey levels, (H, W)."""
+        difference = np.abs(gray_1.astype(np.float32) - gray_2.astype(np.float32))
+        blurred = cv2.blur(difference, (self.check_window, self.check_window))
+        return np.asarray(blurred, dtype=np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -189,7 +218,7 @@ def _check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def _to_gray(image: Tensor) -> NDArray[np.uint8]:
+def _to_gray(image: Tensor) -> Gray:
     """One image in [0, 1], (3, H, W), to gray levels, (H, W) uint8."""
     rgb = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)

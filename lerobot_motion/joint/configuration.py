@@ -59,8 +59,9 @@ class JointMotionConfig(_PolicyConfig):
     motion_warmup_steps: int = 0
     # What the motion head predicts: flow_image (optical flow drawn in HSV; the paper, A.1).
     motion_target: str = "flow_image"
-    # VAE of the motion image: a hub id, a local directory in diffusers' format, or "pool" (8x8
-    # averages, needs no weights). null: stabilityai/sdxl-vae (backbone=tiny: pool).
+    # VAE of the motion image: a hub id, a local directory in diffusers' format, or one that needs
+    # no download: "flow" (our own small VAE) or "pool" (8x8 averages). null: stabilityai/sdxl-vae
+    # (backbone=tiny: pool).
     motion_vae: str | None = None
     # Channels, height and width of a motion latent. null: read from the VAE's config.json when the
     # policy is first built; a checkpoint carries it, so that serving needs no VAE.
@@ -98,8 +99,13 @@ class JointMotionConfig(_PolicyConfig):
             ValueError: If a field is out of range or names something unknown.
         """
         super().__post_init__()
-        self._resolve_defaults()
-        self._validate_motion()
+        try:
+            self._resolve_defaults()
+            self._validate_motion()
+        except ValueError as error:
+            # draccus 0.11 swallows the message of a dataclass that it cannot build.
+            logger.error("%s", error)  # noqa: TRY400
+            raise
 
     def _resolve_defaults(self) -> None:
         if self.backbone not in _BACKBONE_DEFAULTS:
@@ -121,7 +127,7 @@ class JointMotionConfig(_PolicyConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("motion_loss_weight", "motion_warmup_steps"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         for name in ("flow_max_magnitude", "motion_head_lr"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -165,12 +171,20 @@ class JointMotionConfig(_PolicyConfig):
             run: Settings of the run.
 
         Raises:
-            ValueError: If the run trains a policy without its motion head.
+            FileNotFoundError: If `flow_weights` names no file.
+            ValueError: If the run trains a policy without its motion head, or a full-size backbone
+                from random weights unasked.
         """
         if not self.load_motion_head:
             raise ValueError(
                 "load_motion_head=false is for serving; a run without the motion head would train "
                 "plain pi0. Leave it out, or train --policy.type=pi0."
+            )
+        if self.pretrained_path is None:
+            self.refuse_random_backbone()
+        if self.flow_weights is not None and not Path(self.flow_weights).is_file():
+            raise FileNotFoundError(
+                f"flow_weights: no file at {self.flow_weights}; expected a safetensors file."
             )
         if self.motion_warmup_steps >= run.num_steps:
             logger.warning(
@@ -181,6 +195,20 @@ class JointMotionConfig(_PolicyConfig):
                 self.motion_warmup_steps,
             )
         self._train_run = run
+
+    def refuse_random_backbone(self) -> None:
+        """Refuse to train a full-size backbone that no checkpoint was loaded into.
+
+        Raises:
+            ValueError: If the backbone is full-size and `train_from_scratch` is not set.
+        """
+        if self.backbone != "tiny" and not self.train_from_scratch:
+            raise ValueError(
+                "no --policy.pretrained_path is given, so the full-size VLM would start from "
+                "random weights. Pass a LeRobot checkpoint "
+                f"(--policy.pretrained_path=lerobot/{self.type.removeprefix('motion_')}_base), or "
+                "say --policy.train_from_scratch=true."
+            )
 
     @contextmanager
     def checkpoint_path_shown(self) -> Iterator[None]:

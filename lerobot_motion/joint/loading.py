@@ -94,7 +94,7 @@ def read_policy_type(source: CheckpointSource, expected: Iterable[str]) -> str:
     path = source.file(CONFIG_NAME)
     try:
         config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"checkpoint {source.path}: {path} is not valid JSON ({error})."
         ) from error

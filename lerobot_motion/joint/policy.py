@@ -156,14 +156,8 @@ class JointMotionPolicy(_Policy):
         Raises:
             ValueError: If a full-size backbone would be trained from random weights unasked.
         """
-        full_size = self.config.backbone != "tiny"
-        if full_size and self.starts_random and not self.config.train_from_scratch:
-            raise ValueError(
-                "no --policy.pretrained_path is given, so the full-size VLM would start from "
-                "random weights. Pass a LeRobot pi0 checkpoint "
-                f"(--policy.pretrained_path=lerobot/{self.base_policy_type}_base), or say "
-                "--policy.train_from_scratch=true."
-            )
+        if self.starts_random:
+            self.config.refuse_random_backbone()
         if self.config.motion_head_lr is None:
             return self.parameters()
         head = list(self._motion_head.parameters())
@@ -254,9 +248,7 @@ class JointMotionPolicy(_Policy):
         is_base = policy_type == cls.base_policy_type
         if config is None:
             config = cls._read_config(source, is_base=is_base)
-        if is_base and config.train_run is not None:
-            names = config.train_run.rename_map
-            config.input_features = {names.get(k, k): v for k, v in config.input_features.items()}
+        cls._rename_features(config, kwargs.get("dataset_meta"))
         policy = cls(config, **kwargs)
         load_weights(policy, source, is_base=is_base)
         policy.starts_random = False
@@ -264,6 +256,15 @@ class JointMotionPolicy(_Policy):
             config.hide_checkpoint_path()
         policy.eval()
         return policy
+
+    @staticmethod
+    def _rename_features(config: Any, dataset_meta: Any | None) -> None:
+        """Give features that make_policy took from the dataset the policy's names."""
+        if config.train_run is None or dataset_meta is None:
+            return
+        if set(config.input_features) <= set(dataset_meta.features):
+            names = config.train_run.rename_map
+            config.input_features = {names.get(k, k): v for k, v in config.input_features.items()}
 
     @classmethod
     def _read_config(cls, source: CheckpointSource, *, is_base: bool) -> Any:

@@ -17,6 +17,7 @@ from lerobot.processor.rename_processor import rename_stats
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.steps import (
     BYTE_TOKENIZER,
+    IS_PAD,
     MOTION_TARGET_STEP,
     ByteTokenizerStep,
     MotionTargetStep,
@@ -32,6 +33,18 @@ Stats = dict[str, dict[str, torch.Tensor]]
 def rename_map_of(config: JointMotionConfig) -> dict[str, str]:
     """The run's `--rename_map`, which LeRobot 0.6.1 does not hand to a policy's factory."""
     return config.train_run.rename_map if config.train_run is not None else {}
+
+
+def rename_map_with_flags(config: JointMotionConfig) -> dict[str, str]:
+    """The run's `--rename_map` for the renaming step, padding flags renamed along with their keys.
+
+    Without its flag the motion target's step would not know that a renamed key is stacked.
+
+    Args:
+        config: The policy's configuration.
+    """
+    names = rename_map_of(config)
+    return {**names, **{f"{old}{IS_PAD}": f"{new}{IS_PAD}" for old, new in names.items()}}
 
 
 def renamed_stats(config: JointMotionConfig, stats: Stats | None) -> Stats | None:
@@ -115,7 +128,7 @@ def resumed_pipelines(config: JointMotionConfig) -> Pipelines | None:
         pretrained_path=str(path),
         preprocessor_overrides={
             "device_processor": {"device": config.device},
-            "rename_observations_processor": {"rename_map": rename_map_of(config)},
+            "rename_observations_processor": {"rename_map": rename_map_with_flags(config)},
             MOTION_TARGET_STEP: config.motion_target_settings,
         },
     )

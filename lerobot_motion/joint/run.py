@@ -34,7 +34,7 @@ class TrainRun:
 def install_run_hook() -> None:
     """Let policies that have a method `enter_run(run)` see the run; done once."""
     validate = TrainPipelineConfig.validate
-    if hasattr(validate, "__wrapped__"):
+    if getattr(validate, "enters_run", False):
         return
 
     @functools.wraps(validate)
@@ -51,4 +51,5 @@ def install_run_hook() -> None:
                 )
             )
 
+    validate_and_enter.enters_run = True  # type: ignore[attr-defined]
     TrainPipelineConfig.validate = validate_and_enter

@@ -13,7 +13,7 @@ from lerobot_motion.joint.processors import (
     Pipelines,
     make_joint_pipelines,
     make_tokenizer_step,
-    rename_map_of,
+    rename_map_with_flags,
     renamed_stats,
     resumed_pipelines,
 )
@@ -52,7 +52,7 @@ def make_motion_pi0_pre_post_processors(
     return make_joint_pipelines(
         config,
         input_steps=[
-            RenameObservationsProcessorStep(rename_map=rename_map_of(config)),
+            RenameObservationsProcessorStep(rename_map=rename_map_with_flags(config)),
             steps.add_batch_dim,
             Pi0NewLineProcessor(),
             make_tokenizer_step(config),

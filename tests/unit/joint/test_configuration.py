@@ -1,0 +1,241 @@
+import logging
+import math
+from typing import Any
+
+import pytest
+from lerobot.configs import PreTrainedConfig
+from tiny import CAMERA, make_motion_config
+
+from lerobot_motion.joint.run import TrainRun
+from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
+
+
+def test_defaults_of_the_full_size_policy() -> None:
+    config = MotionPi0Config(device="cpu")
+
+    assert config.type == "motion_pi0"
+    assert config.backbone == "paligemma"
+    assert config.motion_vae == "stabilityai/sdxl-vae"
+    assert config.flow_estimator == "raft_large"
+    assert config.flow_max_magnitude == 64.0
+    assert config.tokenizer_name == "google/paligemma-3b-pt-224"
+    assert config.motion_loss_weight == 1.0
+    assert config.motion_warmup_steps == 0
+    assert config.motion_horizon == config.chunk_size == 50
+    head = (config.motion_head_layers, config.motion_head_heads, config.motion_head_dim)
+    assert head == (6, 32, 2048)
+    assert config.load_motion_head
+    assert not config.train_from_scratch
+
+
+def test_defaults_of_the_tiny_policy_need_no_files() -> None:
+    config = MotionPi0Config(backbone="tiny", device="cpu")
+
+    assert config.motion_vae == "pool"
+    assert config.flow_estimator == "dis"
+    assert config.tokenizer_name == "bytes"
+    head = (config.motion_head_layers, config.motion_head_heads, config.motion_head_dim)
+    assert head == (3, 4, 128)
+
+
+@pytest.mark.parametrize("backbone", ["paligemma", "tiny"])
+def test_what_is_given_overrides_the_defaults(backbone: str) -> None:
+    given = {
+        "motion_vae": "my/vae",
+        "flow_estimator": "raft_small",
+        "tokenizer_name": "my/tokenizer",
+        "motion_head_layers": 5,
+        "motion_head_heads": 3,
+        "motion_head_dim": 96,
+        "motion_horizon": 9,
+    }
+
+    config = MotionPi0Config(backbone=backbone, device="cpu", **given)
+
+    assert {name: getattr(config, name) for name in given} == given
+
+
+def test_the_horizon_follows_the_chunk() -> None:
+    config = MotionPi0Config(device="cpu", chunk_size=20, n_action_steps=10)
+
+    assert config.motion_horizon == 20
+
+
+def test_a_configuration_survives_a_file(tmp_path: Any) -> None:
+    config = make_motion_config(motion_horizon=3, motion_warmup_steps=5, motion_head_lr=1e-3)
+
+    config.save_pretrained(tmp_path)
+    loaded = PreTrainedConfig.from_pretrained(tmp_path)
+
+    assert type(loaded) is MotionPi0Config
+    assert tuple(loaded.motion_latent_shape) == (3, 14, 14)
+    assert loaded.motion_head_lr == 1e-3
+    assert (loaded.motion_horizon, loaded.motion_warmup_steps) == (3, 5)
+
+
+# --- validation ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("backbone", "gemma", r"backbone must be one of \['paligemma', 'tiny'\], got 'gemma'\."),
+        ("motion_target", "tracks", r"motion_target must be one of \('flow_image',\), got 'tracks"),
+        ("motion_horizon", 0, r"motion_horizon must be at least 1, got 0\."),
+        ("motion_horizon", -3, r"motion_horizon must be at least 1, got -3\."),
+        ("motion_head_layers", 0, r"motion_head_layers must be at least 1, got 0\."),
+        ("motion_head_heads", 0, r"motion_head_heads must be at least 1, got 0\."),
+        ("motion_loss_weight", -0.5, r"motion_loss_weight must not be negative, got -0\.5\."),
+        ("motion_warmup_steps", -1, r"motion_warmup_steps must not be negative, got -1\."),
+        ("flow_max_magnitude", 0.0, r"flow_max_magnitude must be positive, got 0\.0\."),
+        ("flow_max_magnitude", math.nan, r"flow_max_magnitude must be positive, got nan\."),
+        ("motion_head_lr", 0.0, r"motion_head_lr must be positive, got 0\.0\."),
+        ("motion_head_dim", 0, r"must be a multiple of motion_head_heads, got 0 and 4\."),
+        ("motion_head_dim", 130, r"must be a multiple of motion_head_heads, got 130 and 4\."),
+        ("flow_estimator", "gmflow", r"flow_estimator must be one of \('raft_large', .*'gmflow'"),
+    ],
+)
+def test_a_bad_value_is_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MotionPi0Config(**{"backbone": "tiny", "device": "cpu", field: value})
+
+
+def test_a_loss_weight_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="motion_loss_weight must not be negative"):
+        MotionPi0Config(backbone="tiny", device="cpu", motion_loss_weight=math.nan)
+
+
+@pytest.mark.parametrize("estimator", ["raft_large", "raft_small"])
+@pytest.mark.parametrize("side", [120, 132])
+def test_images_that_do_not_suit_raft_are_refused(estimator: str, side: int) -> None:
+    message = (
+        rf"{estimator} needs an image_resolution of at least 128 px a side, in multiples of 8, "
+        rf"got {side}x{side}\."
+    )
+    with pytest.raises(ValueError, match=message):
+        make_motion_config(flow_estimator=estimator, image_resolution=(side, side))
+
+
+def test_dis_takes_small_images() -> None:
+    config = make_motion_config(flow_estimator="dis", image_resolution=(112, 112))
+
+    assert config.motion_latent_shape == (3, 14, 14)
+
+
+def test_pi0s_own_validation_still_runs() -> None:
+    with pytest.raises(ValueError, match=r"n_action_steps \(8\) cannot be greater than chunk_size"):
+        MotionPi0Config(device="cpu", chunk_size=4, n_action_steps=8)
+
+
+# --- what training asks of the dataset ---
+
+
+def test_training_asks_for_now_and_the_horizon() -> None:
+    assert make_motion_config(motion_horizon=7).observation_delta_indices == [0, 7]
+    assert make_motion_config().action_delta_indices == [0, 1, 2, 3]
+
+
+def test_without_a_head_no_future_frame_is_asked_for() -> None:
+    assert make_motion_config(load_motion_head=False).observation_delta_indices is None
+
+
+# --- the latents ---
+
+
+def test_the_latent_shape_comes_from_the_vae() -> None:
+    config = MotionPi0Config(backbone="tiny", device="cpu")
+    assert config.motion_latent_shape is None
+
+    config.settle_latent_shape()
+
+    assert config.motion_latent_shape == (3, 28, 28)
+
+
+def test_a_known_latent_shape_needs_no_vae() -> None:
+    config = MotionPi0Config(device="cpu", motion_vae="nobody/vae", motion_latent_shape=(4, 28, 28))
+
+    config.settle_latent_shape()
+
+    assert config.motion_latent_shape == (4, 28, 28)
+
+
+def test_settings_of_the_target_need_camera_and_latents() -> None:
+    config = MotionPi0Config(backbone="tiny", device="cpu")
+    message = r"motion_camera and motion_latent_shape must be settled .* got None and None"
+    with pytest.raises(ValueError, match=message):
+        _ = config.motion_target_settings
+
+    config.settle_latent_shape()
+    with pytest.raises(ValueError, match=r"must be settled .* got None and \(3, 28, 28\)"):
+        _ = config.motion_target_settings
+
+    config.settle_camera([CAMERA])
+    assert config.motion_target_settings == {
+        "camera": CAMERA,
+        "flow_estimator": "dis",
+        "flow_weights": None,
+        "max_magnitude": 64.0,
+        "vae": "pool",
+        "latent_shape": [3, 28, 28],
+        "image_resolution": [224, 224],
+    }
+
+
+# --- the run ---
+
+
+@pytest.mark.parametrize("num_steps", [10, 5])
+def test_a_warmup_as_long_as_the_run_warns(
+    num_steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_motion_config(motion_warmup_steps=10)
+
+    with caplog.at_level(logging.WARNING):
+        config.enter_run(TrainRun(num_steps=num_steps))
+
+    assert f"motion_warmup_steps=10 is not shorter than the run (steps={num_steps})" in caplog.text
+
+
+def test_a_warmup_shorter_than_the_run_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
+    config = make_motion_config(motion_warmup_steps=10)
+    run = TrainRun(num_steps=11)
+
+    with caplog.at_level(logging.WARNING):
+        config.enter_run(run)
+
+    assert not [record for record in caplog.records if "motion" in record.name]
+    assert config.train_run is run
+
+
+def test_a_run_without_a_head_is_refused() -> None:
+    config = make_motion_config(load_motion_head=False)
+
+    with pytest.raises(ValueError, match="load_motion_head=false is for serving; a run without"):
+        config.enter_run(TrainRun(num_steps=10))
+    assert config.train_run is None
+
+
+def test_the_run_is_not_saved(tmp_path: Any) -> None:
+    config = make_motion_config()
+    config.enter_run(TrainRun(num_steps=10))
+
+    config.save_pretrained(tmp_path)
+
+    assert "train_run" not in (tmp_path / "config.json").read_text()
+
+
+def test_a_hidden_path_is_shown_where_it_is_needed() -> None:
+    config = make_motion_config(pretrained_path="some/where")
+
+    config.hide_checkpoint_path()
+    assert config.pretrained_path is None
+    with config.checkpoint_path_shown():
+        assert config.pretrained_path == "some/where"
+    assert config.pretrained_path is None
+
+    assert config.release_checkpoint_path() == "some/where"
+    assert config.pretrained_path == "some/where"
+    assert config.release_checkpoint_path() is None
+    with config.checkpoint_path_shown():
+        assert config.pretrained_path == "some/where"
+    assert config.pretrained_path == "some/where"

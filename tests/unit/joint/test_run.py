@@ -1,0 +1,96 @@
+import functools
+from types import SimpleNamespace
+
+import pytest
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from tiny import make_motion_config
+
+from lerobot_motion.joint.run import TrainRun, install_run_hook
+
+
+@pytest.fixture
+def validated(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """LeRobot's validation replaced by one that takes notes; the hook is not installed yet."""
+    calls: list[object] = []
+    monkeypatch.setattr(TrainPipelineConfig, "validate", lambda self: calls.append(self))
+    return calls
+
+
+def make_train_config(policy: object, **settings: object) -> TrainPipelineConfig:
+    return TrainPipelineConfig(
+        dataset=DatasetConfig(repo_id="tests/tiny", streaming=True), policy=policy, **settings
+    )
+
+
+def test_the_policy_sees_the_run(validated: list[object]) -> None:
+    install_run_hook()
+    policy = make_motion_config()
+    config = make_train_config(policy, steps=123, rename_map={"a": "b"}, resume=True)
+
+    config.validate()
+
+    assert validated == [config]
+    assert policy.train_run == TrainRun(
+        num_steps=123, rename_map={"a": "b"}, resume=True, streaming=True
+    )
+
+
+def test_the_hook_is_installed_once(validated: list[object]) -> None:
+    install_run_hook()
+    installed = TrainPipelineConfig.validate
+
+    install_run_hook()
+
+    assert TrainPipelineConfig.validate is installed
+    make_train_config(make_motion_config()).validate()
+    assert len(validated) == 1
+
+
+@pytest.mark.parametrize("policy", [None, SimpleNamespace(type="act")])
+def test_other_policies_are_left_alone(validated: list[object], policy: object) -> None:
+    install_run_hook()
+
+    make_train_config(policy).validate()
+
+    assert len(validated) == 1
+
+
+def test_the_policy_found_by_validation_is_the_one_that_sees_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LeRobot reads --policy.path within validate."""
+    policy = make_motion_config()
+    monkeypatch.setattr(
+        TrainPipelineConfig, "validate", lambda self: setattr(self, "policy", policy)
+    )
+    install_run_hook()
+
+    make_train_config(None, steps=5).validate()
+
+    assert policy.train_run.num_steps == 5
+
+
+def test_a_policy_that_refuses_the_run_stops_it(validated: list[object]) -> None:
+    install_run_hook()
+
+    with pytest.raises(ValueError, match="load_motion_head=false is for serving"):
+        make_train_config(make_motion_config(load_motion_head=False)).validate()
+
+
+def test_the_hook_goes_on_top_of_another_plugins(
+    monkeypatch: pytest.MonkeyPatch, validated: list[object]
+) -> None:
+    original = TrainPipelineConfig.validate
+
+    @functools.wraps(original)
+    def another(self: object) -> None:
+        original(self)
+
+    monkeypatch.setattr(TrainPipelineConfig, "validate", another)
+    install_run_hook()
+    policy = make_motion_config()
+
+    make_train_config(policy, steps=7).validate()
+
+    assert policy.train_run is not None

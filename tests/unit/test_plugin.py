@@ -1,0 +1,68 @@
+"""What LeRobot finds by name: the policy type, its class, its processors and its steps."""
+
+import importlib
+import importlib.metadata
+import inspect
+
+import pytest
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.policies.factory import get_policy_class
+from lerobot.processor import ProcessorStepRegistry
+
+import lerobot_motion
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch: pytest.MonkeyPatch) -> object:
+    """The plugin, imported as LeRobot does; its hook is undone after the test."""
+    monkeypatch.setattr(TrainPipelineConfig, "validate", TrainPipelineConfig.validate)
+    return importlib.import_module("lerobot_policy_motion")
+
+
+def test_the_distribution_is_named_as_lerobot_looks_for_it() -> None:
+    names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+
+    assert "lerobot_policy_motion" in names
+    assert importlib.metadata.version("lerobot_policy_motion") == lerobot_motion.__version__
+
+
+def test_the_policy_is_found_by_its_type() -> None:
+    config_class = PreTrainedConfig.get_choice_class("motion_pi0")
+    policy_class = get_policy_class("motion_pi0")
+
+    assert config_class.__name__ == "MotionPi0Config"
+    assert policy_class.__name__ == "MotionPi0Policy"
+    assert policy_class.name == config_class(device="cpu").type == "motion_pi0"
+    assert policy_class.config_class is config_class
+    parameters = inspect.signature(policy_class.__init__).parameters
+    assert parameters["config"].annotation is config_class
+
+
+def test_the_processors_are_found_by_their_name() -> None:
+    module = importlib.import_module("lerobot_motion.motion_pi0.processor_motion_pi0")
+
+    parameters = inspect.signature(module.make_motion_pi0_pre_post_processors).parameters
+
+    assert list(parameters) == ["config", "dataset_stats"]
+
+
+@pytest.mark.parametrize("name", ["motion_target_processor", "byte_tokenizer_processor"])
+def test_the_steps_are_registered(name: str) -> None:
+    assert ProcessorStepRegistry.get(name).__module__ == "lerobot_motion.steps"
+
+
+def test_every_field_has_a_comment_for_the_help() -> None:
+    """Draccus shows the comment above a field in --help."""
+    from lerobot_motion.joint.configuration import JointMotionConfig
+
+    lines = inspect.getsource(JointMotionConfig).splitlines()
+    fields = [
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("    ")
+        and line[4:].split(":")[0] in JointMotionConfig.__dataclass_fields__
+    ]
+
+    assert len(fields) == len(JointMotionConfig.__dataclass_fields__) > 15
+    assert [lines[i] for i in fields if not lines[i - 1].startswith("    # ")] == []

@@ -1,0 +1,339 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.lerobot_types import TransitionKey
+from lerobot.processor import PolicyProcessorPipeline, ProcessorStepRegistry
+from lerobot.processor.converters import batch_to_transition, transition_to_batch
+from tiny import CAMERA, CAMERA_SIZE, make_dataset_batch, textured_frames, write_autoencoder
+from torch import Tensor
+
+from lerobot_motion import steps
+from lerobot_motion.flow.estimator import load_flow_estimator
+from lerobot_motion.flow.letterbox import content_mask, letterbox
+from lerobot_motion.flow.motion_image import flow_to_motion_image, motion_image_to_flow
+from lerobot_motion.models.latent_codec import load_latent_codec
+from lerobot_motion.steps import (
+    MOTION_LATENT,
+    MOTION_VALID,
+    ByteTokenizerStep,
+    MotionTargetStep,
+)
+
+WRIST = "observation.images.wrist"
+
+
+def make_step(**settings: Any) -> MotionTargetStep:
+    return MotionTargetStep(
+        **{
+            "camera": CAMERA,
+            "flow_estimator": "dis",
+            "flow_weights": None,
+            "max_magnitude": 8.0,
+            "vae": "pool",
+            "latent_shape": [3, 14, 14],
+            "image_resolution": [112, 112],
+            **settings,
+        }
+    )
+
+
+def apply(step: MotionTargetStep, batch: dict[str, Any]) -> dict[str, Any]:
+    """What the step makes of a batch of the data loader."""
+    return transition_to_batch(step(batch_to_transition(batch)))
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading an estimator or a codec fails the test."""
+    for name in ("load_flow_estimator", "load_latent_codec"):
+        monkeypatch.setattr(steps, name, lambda *args, name=name, **kw: pytest.fail(name))
+
+
+# --- what is left for pi0 ---
+
+
+def test_every_observation_is_unstacked() -> None:
+    batch = make_dataset_batch(cameras=(CAMERA, WRIST))
+
+    result = apply(make_step(), batch)
+
+    for key in ("observation.state", CAMERA, WRIST):
+        assert torch.equal(result[key], batch[key][:, 0])
+
+
+def test_flags_of_the_observations_are_dropped_and_those_of_the_actions_kept() -> None:
+    batch = make_dataset_batch(cameras=(CAMERA, WRIST))
+
+    result = apply(make_step(), batch)
+
+    assert [key for key in result if key.endswith("_is_pad")] == ["action_is_pad"]
+
+
+def test_the_rest_of_the_batch_is_untouched() -> None:
+    batch = make_dataset_batch()
+
+    result = apply(make_step(), batch)
+
+    for key in ("action", "action_is_pad", "index", "task_index"):
+        assert result[key] is batch[key]
+    assert result["task"] == batch["task"]
+
+
+def test_an_observation_without_flags_is_not_stacked() -> None:
+    batch = {**make_dataset_batch(), "observation.extra": torch.randn(2, 3)}
+
+    assert apply(make_step(), batch)["observation.extra"] is batch["observation.extra"]
+
+
+def test_the_given_transition_is_not_changed() -> None:
+    transition = batch_to_transition(make_dataset_batch())
+    keys = {part: set(value) for part, value in transition.items() if isinstance(value, dict)}
+
+    make_step()(transition)
+
+    assert keys == {part: set(value) for part, value in transition.items() if part in keys}
+    assert transition[TransitionKey.OBSERVATION][CAMERA].ndim == 5
+
+
+# --- the target ---
+
+
+def test_the_target_is_the_latent_of_the_motion_between_the_frames() -> None:
+    batch = make_dataset_batch()
+    first, second = (letterbox(batch[CAMERA][:, i], (112, 112)) for i in range(2))
+    flow = load_flow_estimator("dis")(first, second) * content_mask(CAMERA_SIZE, (112, 112))
+    expected = load_latent_codec("pool").encode(flow_to_motion_image(flow, 8.0))
+
+    result = apply(make_step(), batch)
+
+    assert result[MOTION_LATENT].shape == (2, 3, 14, 14)
+    assert result[MOTION_LATENT].dtype == torch.float32
+    assert torch.equal(result[MOTION_LATENT], expected)
+    assert result[MOTION_LATENT].abs().max() > 0.5
+    assert result[MOTION_VALID].tolist() == [True, True]
+
+
+def test_the_motion_of_the_square_is_found() -> None:
+    """It moves 4 px to the right on the camera, 7 px on the letterboxed image."""
+    clip = textured_frames(2, (64, 64), speed=4)
+    image = make_step(max_magnitude=16.0).motion_images(clip[None])
+
+    flow = motion_image_to_flow(image, 16.0)
+
+    inside = flow[0, :, 40:70, 14:40]
+    assert inside[0].median().item() == pytest.approx(7.0, abs=0.5)
+    assert inside[1].median().item() == pytest.approx(0.0, abs=0.5)
+
+
+def test_padding_of_the_letterbox_is_white() -> None:
+    images = make_step().motion_images(make_dataset_batch()[CAMERA])
+
+    outside = ~content_mask(CAMERA_SIZE, (112, 112))
+    assert images.shape == (2, 3, 112, 112)
+    assert (images[:, :, outside] == 1).all()
+    assert (images[:, :, ~outside] < 0.5).any()
+
+
+def test_bytes_and_floats_give_the_same_motion() -> None:
+    frames = (make_dataset_batch()[CAMERA] * 255).byte()
+
+    from_bytes = make_step().motion_images(frames)
+
+    assert torch.equal(from_bytes, make_step().motion_images(frames.float() / 255))
+
+
+def test_no_gradient_is_recorded() -> None:
+    batch = make_dataset_batch()
+    batch[CAMERA].requires_grad_()
+
+    assert not apply(make_step(), batch)[MOTION_LATENT].requires_grad
+
+
+# --- ends of episodes ---
+
+
+@pytest.mark.parametrize("past", [(True, False), (False, True)])
+def test_a_sample_past_the_end_is_masked_and_not_estimated(
+    past: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_dataset_batch(past_the_end=past)
+    alone = apply(make_step(), make_dataset_batch())[MOTION_LATENT]
+    estimated = []
+
+    def recording(name: str, weights: str | None, device: str) -> Any:
+        def estimate(first: Tensor, second: Tensor) -> Tensor:
+            estimated.append(len(first))
+            return load_flow_estimator(name, weights, device)(first, second)
+
+        return estimate
+
+    monkeypatch.setattr(steps, "load_flow_estimator", recording)
+
+    result = apply(make_step(), batch)
+
+    masked = past.index(True)
+    assert estimated == [1]
+    assert result[MOTION_VALID].tolist() == [not p for p in past]
+    assert not result[MOTION_LATENT][masked].any()
+    torch.testing.assert_close(result[MOTION_LATENT][1 - masked], alone[1 - masked])
+
+
+@pytest.mark.usefixtures("no_models")
+def test_a_batch_of_ends_loads_no_model() -> None:
+    result = apply(make_step(), make_dataset_batch(past_the_end=(True, True)))
+
+    assert result[MOTION_VALID].tolist() == [False, False]
+    assert torch.equal(result[MOTION_LATENT], torch.zeros(2, 3, 14, 14))
+
+
+def test_one_flag_is_enough_to_mask() -> None:
+    batch = make_dataset_batch()
+    batch["observation.state_is_pad"][0, 1] = True
+
+    assert apply(make_step(), batch)[MOTION_VALID].tolist() == [False, True]
+
+
+# --- evaluation ---
+
+
+@pytest.mark.usefixtures("no_models")
+def test_an_evaluation_batch_passes_untouched() -> None:
+    transition = batch_to_transition(make_dataset_batch(stacked=False))
+
+    assert make_step()(transition) is transition
+
+
+@pytest.mark.usefixtures("no_models")
+@pytest.mark.parametrize("observation", [None, {}])
+def test_a_transition_without_observations_passes(observation: dict[str, Any] | None) -> None:
+    transition = {**batch_to_transition({}), TransitionKey.OBSERVATION: observation}
+
+    assert make_step()(transition) is transition
+
+
+# --- bad input ---
+
+
+def test_a_camera_that_is_not_in_the_batch_is_named() -> None:
+    message = (
+        r"motion_camera 'observation\.images\.front' is not in the batch, which has the cameras "
+        rf"\['{CAMERA}', '{WRIST}'\]\. Set --policy\.motion_camera or --rename_map\."
+    )
+    with pytest.raises(ValueError, match=message):
+        apply(
+            make_step(camera="observation.images.front"),
+            make_dataset_batch(cameras=(CAMERA, WRIST)),
+        )
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, None])
+def test_another_number_of_frames_is_refused(num_frames: int | None) -> None:
+    batch = make_dataset_batch()
+    frames = batch[CAMERA][:, :1]
+    batch[CAMERA] = frames[:, 0] if num_frames is None else frames.repeat(1, num_frames, 1, 1, 1)
+
+    message = rf"{CAMERA} must hold two frames, \(B, 2, 3, H, W\), got \(2, "
+    with pytest.raises(ValueError, match=message):
+        apply(make_step(), batch)
+
+
+def test_latents_that_do_not_fit_the_head_are_refused(tmp_path: Path) -> None:
+    path = str(write_autoencoder(tmp_path))
+    message = (
+        rf"motion_vae: the latents of {path} have shape \(4, 14, 14\), but the motion head expects "
+        r"\(3, 14, 14\)\. Use the VAE"
+    )
+    with pytest.raises(ValueError, match=message):
+        apply(make_step(vae=path), make_dataset_batch())
+
+
+def test_a_frame_with_nan_is_refused() -> None:
+    batch = make_dataset_batch()
+    batch[CAMERA][0, 1, 0, 20, 20] = torch.nan
+
+    with pytest.raises(ValueError, match="image has NaN or infinite values"):
+        apply(make_step(), batch)
+
+
+def test_a_vae_of_our_own_makes_the_latents(tmp_path: Path) -> None:
+    path = str(write_autoencoder(tmp_path))
+
+    result = apply(make_step(vae=path, latent_shape=[4, 14, 14]), make_dataset_batch())
+
+    assert result[MOTION_LATENT].shape == (2, 4, 14, 14)
+
+
+# --- saving ---
+
+
+def test_the_target_step_survives_a_file(tmp_path: Path) -> None:
+    step = make_step(flow_weights="raft.safetensors", flow_estimator="raft_small")
+
+    PolicyProcessorPipeline(steps=[step]).save_pretrained(tmp_path, config_filename="p.json")
+    loaded = PolicyProcessorPipeline.from_pretrained(tmp_path, config_filename="p.json")
+
+    assert loaded.steps == [step]
+    assert ProcessorStepRegistry.get("motion_target_processor") is MotionTargetStep
+
+
+def test_its_settings_can_be_overridden(tmp_path: Path) -> None:
+    PolicyProcessorPipeline(steps=[make_step()]).save_pretrained(tmp_path, config_filename="p.json")
+
+    loaded = PolicyProcessorPipeline.from_pretrained(
+        tmp_path,
+        config_filename="p.json",
+        overrides={"motion_target_processor": {"flow_weights": "elsewhere"}},
+    )
+
+    assert loaded.steps == [make_step(flow_weights="elsewhere")]
+
+
+# --- the byte tokenizer ---
+
+
+def tokenize(step: ByteTokenizerStep, *tasks: str) -> tuple[Tensor, Tensor]:
+    transition = batch_to_transition({"observation.state": torch.zeros(1), "task": list(tasks)})
+    observation = step(transition)[TransitionKey.OBSERVATION]
+    return (
+        observation["observation.language.tokens"],
+        observation["observation.language.attention_mask"],
+    )
+
+
+def test_bytes_are_the_tokens() -> None:
+    step = ByteTokenizerStep(max_length=8, padding="max_length", padding_side="right")
+
+    tokens, mask = tokenize(step, "ab\n", "é")
+
+    # ByT5: 0 pads, 1 ends the text, a byte is its value plus 3.
+    assert tokens.tolist() == [[100, 101, 13, 1, 0, 0, 0, 0], [198, 172, 1, 0, 0, 0, 0, 0]]
+    assert mask.tolist() == [[True] * 4 + [False] * 4, [True] * 3 + [False] * 5]
+
+
+def test_every_byte_has_an_id_within_the_vocabulary() -> None:
+    step = ByteTokenizerStep(max_length=600, padding="max_length")
+
+    tokens, _ = tokenize(step, "".join(map(chr, range(1, 0x250))) + "\U0001f916")
+
+    assert ByteTokenizerStep.vocab_size() == 259
+    assert tokens.max() < 259
+
+
+def test_a_long_instruction_is_cut() -> None:
+    tokens, mask = tokenize(ByteTokenizerStep(max_length=4, padding="max_length"), "push it")
+
+    assert tokens.shape == (1, 4)
+    assert mask.all()
+
+
+def test_the_byte_tokenizer_survives_a_file(tmp_path: Path) -> None:
+    step = ByteTokenizerStep(max_length=9, padding="max_length", padding_side="right")
+
+    PolicyProcessorPipeline(steps=[step]).save_pretrained(tmp_path, config_filename="p.json")
+    (loaded,) = PolicyProcessorPipeline.from_pretrained(tmp_path, config_filename="p.json").steps
+
+    assert type(loaded) is ByteTokenizerStep
+    for ours, theirs in zip(tokenize(step, "push"), tokenize(loaded, "push"), strict=True):
+        assert torch.equal(ours, theirs)
