@@ -10,8 +10,6 @@ log="$out/log.txt"
 started=$SECONDS
 # Nothing here needs the Hub, and nothing should wait for it.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MUJOCO_GL="${MUJOCO_GL:-egl}"
-# Threads that wait for each other must not keep a core busy: the data loader needs it.
-export OMP_WAIT_POLICY=passive
 
 step() { printf '\n[%3d s] %s\n' "$((SECONDS - started))" "$1"; }
 

@@ -165,7 +165,7 @@ def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
 
 # LeRobot's attention is written for 8 heads; the rest is what learns in minutes on two cores.
 TINY_WIDTH = 128
-TINY_LAYERS = 4
+TINY_LAYERS = 2
 TINY_HEADS = 8
 TINY_IMAGE_PATCH = 28
 
@@ -174,7 +174,7 @@ TINY_IMAGE_PATCH = 28
 def tiny_backbone(module: ModuleType) -> Iterator[None]:
     """Within this context LeRobot's policy module builds a CPU-sized VLM and action expert.
 
-    Same code, other sizes: width 128, 4 layers, a vocabulary of bytes, patches of 28 px.
+    Same code, other sizes: width 128, 2 layers, a vocabulary of bytes, patches of 28 px.
 
     Args:
         module: LeRobot's modeling module of the policy (lerobot 0.6.1).
