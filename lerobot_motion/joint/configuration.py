@@ -84,7 +84,7 @@ class JointMotionConfig(_PolicyConfig):
     # Tokenizer of the instruction: a hub id, a local directory, or "bytes" (UTF-8 bytes, no
     # files). null: google/paligemma-3b-pt-224 (backbone=tiny: bytes).
     tokenizer_name: str | None = None
-    # VLM and action expert: paligemma (pi0 itself), or tiny (same code, about 4M parameters) for
+    # VLM and action expert: paligemma (pi0 itself), or tiny (same code, about 3M parameters) for
     # tests and tours on a CPU.
     backbone: str = "paligemma"
     # false: build and load the policy without its motion head, to serve with stock pi0's memory.
