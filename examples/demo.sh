@@ -36,7 +36,7 @@ checkpoint="$out/train/checkpoints/last/pretrained_model"
 
 step "Evaluating it in the simulator"
 quietly lerobot-eval --policy.path="$checkpoint" --env.type=aloha --env.task=AlohaTransferCube-v0 \
-  --env.episode_length=250 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
+  --env.episode_length=150 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
   --output_dir="$out/eval"
 python - "$out/eval/eval_info.json" <<'PY'
 import json, sys

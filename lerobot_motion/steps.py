@@ -7,6 +7,7 @@ import torch
 from lerobot.configs import PipelineFeatureType, PolicyFeature
 from lerobot.lerobot_types import EnvTransition, TransitionKey
 from lerobot.processor import ProcessorStep, ProcessorStepRegistry, TokenizerProcessorStep
+from lerobot.utils.constants import OBS_PREFIX
 from torch import Tensor
 from transformers import ByT5Tokenizer
 
@@ -21,6 +22,8 @@ MOTION_TARGET_STEP = "motion_target_processor"
 BYTE_TOKENIZER = "bytes"
 # LeRobot's suffix of the flags that say which frames of a key lie past the episode's end.
 IS_PAD = "_is_pad"
+# Memory for kept targets: 110,000 frames at 3 x 28 x 28.
+KEPT_BYTES = 2**30
 
 Features = dict[PipelineFeatureType, dict[str, PolicyFeature]]
 
@@ -51,6 +54,18 @@ class MotionTargetStep(ProcessorStep):
     vae: str
     latent_shape: list[int]
     image_resolution: list[int]
+
+    def __post_init__(self) -> None:
+        """Start without kept targets; `keep_targets` changes that."""
+        self._kept: dict[int, Tensor] | None = None
+
+    def keep_targets(self) -> None:
+        """Keep the latents of frames, by the dataset's `index`, and make none twice.
+
+        Only where a frame always looks the same: not under random image transforms. Up to
+        `KEPT_BYTES` are kept, in the memory of the host.
+        """
+        self._kept = {}
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
         """Unstack the observations and add the targets to the complementary data.
@@ -84,8 +99,8 @@ class MotionTargetStep(ProcessorStep):
                 if key not in is_pad
             },
             TransitionKey.COMPLEMENTARY_DATA: {
-                **{key: value for key, value in complementary.items() if key not in is_pad},
-                MOTION_LATENT: self._motion_latents(frames, valid),
+                **{key: value for key, value in complementary.items() if not _is_flag(key)},
+                MOTION_LATENT: self._motion_latents(frames, valid, complementary.get("index")),
                 MOTION_VALID: valid.to(frames.device),
             },
         }
@@ -104,22 +119,36 @@ class MotionTargetStep(ProcessorStep):
             )
         return frames
 
-    def _motion_latents(self, frames: Tensor, valid: Tensor) -> Tensor:
-        """Targets of a batch: (B, 2, 3, H, W) and (B,) -> (B, C, h, w)."""
+    def _motion_latents(self, frames: Tensor, valid: Tensor, index: Tensor | None) -> Tensor:
+        """Targets of a batch: (B, 2, 3, H, W), (B,) and (B,) -> (B, C, h, w)."""
         latents = torch.zeros(len(frames), *self.latent_shape, device=frames.device)
-        if valid.any():
-            index = valid.to(frames.device)
-            motion_images = self.motion_images(frames[index])
-            codec = load_latent_codec(self.vae, str(frames.device))
-            encoded = codec.encode(motion_images)
-            if list(encoded.shape[1:]) != list(self.latent_shape):
-                raise ValueError(
-                    f"motion_vae: the latents of {self.vae} have shape {tuple(encoded.shape[1:])}, "
-                    f"but the motion head expects {tuple(self.latent_shape)}. Use the VAE that the "
-                    "checkpoint was trained with, or train a new motion head."
-                )
-            latents[index] = encoded
+        rows = valid.nonzero().flatten().tolist()
+        if self._kept is None or index is None:
+            if rows:
+                latents[rows] = self._encode(frames[rows])
+            return latents
+        keys = index.flatten().tolist()
+        new = [row for row in rows if keys[row] not in self._kept]
+        if new:
+            latents[new] = self._encode(frames[new])
+        for row in rows:
+            if row not in new:
+                latents[row] = self._kept[keys[row]].to(latents.device)
+            elif len(self._kept) < KEPT_BYTES // latents[row].nbytes:
+                self._kept[keys[row]] = latents[row].cpu()
         return latents
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """Latents of the motion between two frames: (N, 2, 3, H, W) -> (N, C, h, w)."""
+        codec = load_latent_codec(self.vae, str(frames.device))
+        encoded = codec.encode(self.motion_images(frames))
+        if list(encoded.shape[1:]) != list(self.latent_shape):
+            raise ValueError(
+                f"motion_vae: the latents of {self.vae} have shape {tuple(encoded.shape[1:])}, but "
+                f"the motion head expects {tuple(self.latent_shape)}. Use the VAE that the "
+                "checkpoint was trained with, or train a new motion head."
+            )
+        return encoded
 
     @torch.no_grad()
     def motion_images(self, frames: Tensor) -> Tensor:
@@ -147,6 +176,11 @@ class MotionTargetStep(ProcessorStep):
     def transform_features(self, features: Features) -> Features:
         """Leave the features as they are: targets are no input of the policy."""
         return features
+
+
+def _is_flag(key: str) -> bool:
+    """Whether a key is the padding flag of an observation, under whichever name."""
+    return key.startswith(OBS_PREFIX) and key.endswith(IS_PAD)
 
 
 @ProcessorStepRegistry.register(name="byte_tokenizer_processor")

@@ -103,6 +103,8 @@ def make_joint_pipelines(
             if isinstance(step, RelativeActionsProcessorStep)
         )
         step = MotionTargetStep(**config.motion_target_settings)
+        if config.train_run is not None and not config.train_run.image_transforms:
+            step.keep_targets()
         input_steps = [*input_steps[:position], step, *input_steps[position:]]
     pipelines: Pipelines = make_policy_processor_pipelines(input_steps, output_steps)
     return pipelines

@@ -23,12 +23,14 @@ class TrainRun:
         rename_map: Observation keys of the dataset by their name in the policy.
         resume: Whether the run continues a checkpoint.
         streaming: Whether the dataset is streamed.
+        image_transforms: Whether frames are transformed at random.
     """
 
     num_steps: int
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     streaming: bool = False
+    image_transforms: bool = False
 
 
 def install_run_hook() -> None:
@@ -48,6 +50,7 @@ def install_run_hook() -> None:
                     rename_map=dict(self.rename_map),
                     resume=self.resume,
                     streaming=self.dataset.streaming,
+                    image_transforms=self.dataset.image_transforms.enable,
                 )
             )
 

@@ -337,3 +337,36 @@ def test_the_byte_tokenizer_survives_a_file(tmp_path: Path) -> None:
     assert type(loaded) is ByteTokenizerStep
     for ours, theirs in zip(tokenize(step, "push"), tokenize(loaded, "push"), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_kept_targets_are_made_once_and_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    step = MotionTargetStep("c", "dis", None, 32.0, "pool", [3, 16, 16], [128, 128])
+    frames = torch.rand(3, 2, 3, 128, 128)
+    valid = torch.tensor([True, False, True])
+    index = torch.tensor([7, 8, 9])
+    fresh = step._motion_latents(frames, valid, index)
+
+    step.keep_targets()
+    torch.testing.assert_close(step._motion_latents(frames, valid, index), fresh)
+    monkeypatch.setattr(step, "_encode", lambda _: pytest.fail("a kept target was made again"))
+    again = step._motion_latents(frames.flip(0), valid, index.flip(0))
+
+    torch.testing.assert_close(again, fresh.flip(0))
+    assert "_kept" not in step.get_config()
+
+
+def test_targets_beyond_the_memory_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lerobot_motion.steps.KEPT_BYTES", 3 * 16 * 16 * 4)
+    step = MotionTargetStep("c", "dis", None, 32.0, "pool", [3, 16, 16], [128, 128])
+    step.keep_targets()
+    frames = torch.rand(2, 2, 3, 128, 128)
+    both = torch.tensor([True, True])
+    step._motion_latents(frames, both, torch.tensor([0, 1]))
+    made: list[int] = []
+    encode = step._encode
+    monkeypatch.setattr(step, "_encode", lambda x: made.append(len(x)) or encode(x))
+
+    step._motion_latents(frames, both, torch.tensor([0, 1]))
+
+    assert made == [1]
