@@ -39,7 +39,7 @@ def color_wheel(size: int, max_magnitude: float) -> Image.Image:
         max_magnitude: Displacement at the rim, in pixels.
 
     Returns:
-        The wheel on white, with the rim's displacement written below its centre line.
+        The wheel on white, with a thin rim.
     """
     line = torch.linspace(-1.0, 1.0, size) * max_magnitude
     flow_y, flow_x = torch.meshgrid(line, line, indexing="ij")
