@@ -16,7 +16,7 @@ setup: $(VENV)/.complete
 	python3 -m venv .uv
 	.uv/bin/python -m pip install --quiet uv
 
-$(VENV)/.complete: pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+$(VENV)/.complete: pyproject.toml constraints.txt lerobot_motion/_plugin.py | $(filter .uv/bin/uv,$(UV))
 	test -x $(BIN)/python || $(UV) venv --quiet --python 3.12 $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt \
 		--editable ".[sim,dev]"

@@ -5,6 +5,7 @@ pipelines load; the hook shows a training run to the policy it builds.
 """
 
 import lerobot_motion.motion_pi0.configuration_motion_pi0
+import lerobot_motion.motion_pi05.configuration_motion_pi05
 import lerobot_motion.steps  # noqa: F401
 from lerobot_motion.joint.run import install_run_hook
 

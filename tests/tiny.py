@@ -1,12 +1,14 @@
 """Small things to test with: policies, batches, checkpoints, datasets and autoencoders.
 
-The policies are LeRobot's own code at CPU size. The same seed gives `make_motion_policy` and
-`make_stock_policy` the same weights.
+The policies are LeRobot's own code at CPU size: `base` says which, "pi0" or "pi05". The same seed
+gives `make_motion_policy` and `make_stock_policy` the same weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.pi0 import modeling_pi0, processor_pi0
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.pi05 import modeling_pi05, processor_pi05
 from torch import Tensor, nn
+from transformers import ByT5Tokenizer
 
 from lerobot_motion.joint.backbone import replaced, tiny_backbone
-from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
-from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
+from lerobot_motion.motion_pi0 import modeling_motion_pi0, processor_motion_pi0
+from lerobot_motion.motion_pi05 import modeling_motion_pi05, processor_motion_pi05
 from lerobot_motion.steps import MOTION_LATENT, MOTION_VALID, ByteTokenizerStep
 
 REPOSITORY = Path(__file__).parents[1]
@@ -42,6 +44,42 @@ TINY_CONFIG: dict[str, Any] = {
     "max_action_dim": 8,
     "image_resolution": (112, 112),
     "tokenizer_max_length": 12,
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A policy of LeRobot's, and ours on top of it."""
+
+    policy: type[Any]
+    modeling: ModuleType
+    processing: ModuleType
+    make_processors: Callable[..., tuple[Any, Any]]
+    motion_policy: type[Any]
+    make_motion_processors: Callable[..., tuple[Any, Any]]
+    settings: dict[str, Any]
+
+
+BASES = {
+    "pi0": Base(
+        policy=modeling_pi0.PI0Policy,
+        modeling=modeling_pi0,
+        processing=processor_pi0,
+        make_processors=processor_pi0.make_pi0_pre_post_processors,
+        motion_policy=modeling_motion_pi0.MotionPi0Policy,
+        make_motion_processors=processor_motion_pi0.make_motion_pi0_pre_post_processors,
+        settings=TINY_CONFIG,
+    ),
+    "pi05": Base(
+        policy=modeling_pi05.PI05Policy,
+        modeling=modeling_pi05,
+        processing=processor_pi05,
+        make_processors=processor_pi05.make_pi05_pre_post_processors,
+        motion_policy=modeling_motion_pi05.MotionPi05Policy,
+        make_motion_processors=processor_motion_pi05.make_motion_pi05_pre_post_processors,
+        # Its prompt holds the state, whose joints take up to four bytes each.
+        settings={**TINY_CONFIG, "tokenizer_max_length": 72},
+    ),
 }
 
 
@@ -67,17 +105,19 @@ def tiny_features(cameras: tuple[str, ...] = (CAMERA,)) -> dict[str, dict[str, P
     }
 
 
-def make_motion_config(cameras: tuple[str, ...] = (CAMERA,), **overrides: Any) -> MotionPi0Config:
-    """Configuration of a tiny motion_pi0, with its camera and latent shape settled."""
+def make_motion_config(
+    cameras: tuple[str, ...] = (CAMERA,), base: str = "pi0", **overrides: Any
+) -> Any:
+    """Configuration of our tiny policy, with its camera and latent shape settled."""
     settings = {
-        **TINY_CONFIG,
+        **BASES[base].settings,
         **tiny_features(cameras),
         "backbone": "tiny",
         "motion_camera": cameras[0] if cameras else None,
         "motion_head_layers": 2,
         "motion_head_dim": 64,
     }
-    config = MotionPi0Config(**{**settings, **overrides})
+    config = BASES[base].motion_policy.config_class(**{**settings, **overrides})
     if config.load_motion_head:
         config.settle_latent_shape()
     return config
@@ -87,25 +127,38 @@ def make_motion_policy(
     seed: int = 0,
     cameras: tuple[str, ...] = (CAMERA,),
     dataset_meta: Any | None = None,
+    base: str = "pi0",
     **overrides: Any,
-) -> MotionPi0Policy:
-    """A tiny motion_pi0 with random weights."""
-    config = make_motion_config(cameras, **overrides)
+) -> Any:
+    """Our policy, tiny, with random weights."""
+    config = make_motion_config(cameras, base, **overrides)
     torch.manual_seed(seed)
-    return MotionPi0Policy(config, dataset_meta=dataset_meta)
+    return wake_time_conditioning(BASES[base].motion_policy(config, dataset_meta=dataset_meta))
 
 
 def make_stock_policy(
-    seed: int = 0, cameras: tuple[str, ...] = (CAMERA,), **overrides: Any
-) -> PI0Policy:
-    """LeRobot's own pi0, tiny."""
-    config = PI0Config(**{**TINY_CONFIG, **tiny_features(cameras), **overrides})
+    seed: int = 0, cameras: tuple[str, ...] = (CAMERA,), base: str = "pi0", **overrides: Any
+) -> Any:
+    """LeRobot's own policy, tiny."""
+    policy_class = BASES[base].policy
+    settings = {**BASES[base].settings, **tiny_features(cameras), **overrides}
+    config = policy_class.config_class(**settings)
     torch.manual_seed(seed)
-    with tiny_backbone(modeling_pi0):
-        return PI0Policy(config)
+    with tiny_backbone(BASES[base].modeling):
+        return wake_time_conditioning(policy_class(config))
 
 
-def wake_motion_head(policy: MotionPi0Policy, seed: int = 0) -> MotionPi0Policy:
+def wake_time_conditioning(policy: Any) -> Any:
+    """Give pi0.5's zero-initialised norms random weights, so that the time matters to it."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "gemma_expert" in name and name.endswith("norm.dense.weight"):
+                parameter.normal_(0.0, 0.2, generator=generator)
+    return policy
+
+
+def wake_motion_head(policy: Any, seed: int = 0) -> Any:
     """Give the head's zero-initialised weights random values, so that gradients pass it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -211,10 +264,16 @@ def make_dataset_batch(
 
 
 def make_stats() -> dict[str, dict[str, Tensor]]:
-    """Statistics for normalization that change every value."""
+    """Statistics for normalization that change every value; pi0.5 reads the quantiles."""
+    scales = {"observation.state": (STATE_DIM, 2.0), "action": (ACTION_DIM, 3.0)}
     return {
-        "observation.state": {"mean": torch.arange(STATE_DIM) / 10, "std": torch.full((6,), 2.0)},
-        "action": {"mean": torch.arange(ACTION_DIM) / 10, "std": torch.full((5,), 3.0)},
+        key: {
+            "mean": torch.arange(dim) / 10,
+            "std": torch.full((dim,), std),
+            "q01": torch.arange(dim) / 10 - 2,
+            "q99": torch.arange(dim) / 10 + std,
+        }
+        for key, (dim, std) in scales.items()
     }
 
 
@@ -222,27 +281,25 @@ def make_stats() -> dict[str, dict[str, Tensor]]:
 
 
 @contextmanager
-def byte_tokenizer_in_stock() -> Iterator[None]:
-    """Within this context LeRobot's pi0 factory builds the byte tokenizer, not the gated one."""
+def byte_tokenizer_in_stock(base: str = "pi0") -> Iterator[None]:
+    """Within this context LeRobot's factory builds the byte tokenizer, not the gated one."""
 
     def make_step(tokenizer_name: str, **padding: Any) -> ByteTokenizerStep:
         assert tokenizer_name == "google/paligemma-3b-pt-224"
         return ByteTokenizerStep(**padding)
 
-    with replaced(processor_pi0, TokenizerProcessorStep=make_step):
+    with replaced(BASES[base].processing, TokenizerProcessorStep=make_step):
         yield
 
 
-def make_stock_processors(
-    config: PI0Config, stats: dict[str, Any] | None = None
-) -> tuple[Any, Any]:
-    """LeRobot's own processors of pi0, with the byte tokenizer."""
-    with byte_tokenizer_in_stock():
-        return processor_pi0.make_pi0_pre_post_processors(config, stats)
+def make_stock_processors(config: Any, stats: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """LeRobot's own processors of its policy, with the byte tokenizer."""
+    with byte_tokenizer_in_stock(config.type):
+        return BASES[config.type].make_processors(config, stats)
 
 
-def save_stock_checkpoint(path: Path, seed: int = 0, **overrides: Any) -> PI0Policy:
-    """Write a vanilla pi0 checkpoint: config.json, model.safetensors and processors.
+def save_stock_checkpoint(path: Path, seed: int = 0, **overrides: Any) -> Any:
+    """Write a vanilla checkpoint of LeRobot's policy: config.json, weights and processors.
 
     Returns:
         The policy that was saved.
@@ -252,6 +309,32 @@ def save_stock_checkpoint(path: Path, seed: int = 0, **overrides: Any) -> PI0Pol
     preprocessor, postprocessor = make_stock_processors(policy.config, make_stats())
     preprocessor.save_pretrained(path)
     postprocessor.save_pretrained(path)
+    return policy
+
+
+def save_full_size_checkpoint(path: Path, base: str = "pi0", **overrides: Any) -> Any:
+    """Write a checkpoint of ours as of a full-size policy: its configuration, a tiny network.
+
+    Nothing in it is of backbone=tiny: its processors have a tokenizer like any of the Hub's, which
+    lies beside it.
+
+    Returns:
+        The policy that was saved.
+    """
+    tokenizer = path.with_name(f"{path.name}_tokenizer")
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tokenizer)
+    settings = {
+        "backbone": "paligemma",
+        "tokenizer_name": str(tokenizer),
+        "motion_vae": "pool",
+        "flow_estimator": "dis",
+        "motion_head_heads": 4,
+    }
+    with tiny_backbone(BASES[base].modeling):
+        policy = make_motion_policy(base=base, **{**settings, **overrides})
+    policy.save_pretrained(path)
+    for pipeline in BASES[base].make_motion_processors(policy.config, make_stats()):
+        pipeline.save_pretrained(path)
     return policy
 
 

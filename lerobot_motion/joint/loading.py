@@ -77,12 +77,17 @@ class CheckpointSource:
             ) from error
 
 
-def read_policy_type(source: CheckpointSource, expected: Iterable[str]) -> str:
+def read_policy_type(
+    source: CheckpointSource,
+    expected: Iterable[str],
+    advice: str = "Pass another checkpoint, or the --policy.type of this one.",
+) -> str:
     """Read which policy a checkpoint holds.
 
     Args:
         source: The checkpoint.
-        expected: Policy types that can be loaded.
+        expected: Policy types that can be used.
+        advice: What to do about a checkpoint of another type.
 
     Returns:
         The checkpoint's policy type.
@@ -102,9 +107,33 @@ def read_policy_type(source: CheckpointSource, expected: Iterable[str]) -> str:
     if policy_type not in set(expected):
         raise ValueError(
             f"checkpoint {source.path} holds a policy of type {policy_type!r}; expected one of "
-            f"{sorted(expected)}."
+            f"{sorted(expected)}. {advice}"
         )
     return str(policy_type)
+
+
+def read_weights(source: CheckpointSource) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, as they are stored.
+
+    Args:
+        source: The checkpoint.
+
+    Returns:
+        The tensors by their names, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no weights file.
+        OSError: If the weights file cannot be read.
+    """
+    path = source.file(SAFETENSORS_SINGLE_FILE)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(
+            f"checkpoint {source.path}: {path} is not a readable safetensors file ({error}); it "
+            "may be truncated. Fetch or save it again."
+        ) from error
+    return tensors
 
 
 def load_weights(policy: nn.Module, source: CheckpointSource, *, is_base: bool) -> None:
@@ -121,21 +150,13 @@ def load_weights(policy: nn.Module, source: CheckpointSource, *, is_base: bool) 
         OSError: If the weights file cannot be read.
         ValueError: If a tensor is missing, unexpected or of another shape.
     """
-    path = source.file(SAFETENSORS_SINGLE_FILE)
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"checkpoint {source.path}: {path} is not a readable safetensors file ({error}); it "
-            "may be truncated. Fetch or save it again."
-        ) from error
-    state = _rename(policy, stored)
+    state = _rename(policy, read_weights(source))
     own = policy.state_dict()
     if not any(key.startswith(MOTION_HEAD_PREFIX) for key in own):
         state = {k: v for k, v in state.items() if not k.startswith(MOTION_HEAD_PREFIX)}
     _check(own, state, source.path, is_base=is_base)
     policy.load_state_dict(state, strict=False)
-    logger.info("Loaded %d tensors from %s", len(state), path)
+    logger.info("Loaded %d tensors from %s", len(state), source.path)
 
 
 def _rename(policy: Any, stored: dict[str, Tensor]) -> dict[str, Tensor]:

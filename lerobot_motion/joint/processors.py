@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import (
+    DeviceProcessorStep,
     PolicyAction,
     PolicyProcessorPipeline,
     ProcessorStep,
@@ -88,8 +89,10 @@ def make_joint_pipelines(
 ) -> Pipelines:
     """Put the motion target among the base policy's steps.
 
-    It comes right before the actions are made relative: that step cannot take stacked states, and
-    everything is on the policy's device by then.
+    It comes right before the actions are made relative: that step cannot take stacked states. The
+    target is made on the policy's device: where the base policy moves there only later (pi0.5),
+    its own device step runs here as well, under its own name, so that LeRobot's commands override
+    both.
 
     Args:
         config: The policy's configuration.
@@ -105,7 +108,9 @@ def make_joint_pipelines(
         step = MotionTargetStep(**config.motion_target_settings)
         if config.train_run is not None and not config.train_run.image_transforms:
             step.keep_targets()
-        input_steps = [*input_steps[:position], step, *input_steps[position:]]
+        before, after = input_steps[:position], input_steps[position:]
+        late_moves = [move for move in after if isinstance(move, DeviceProcessorStep)]
+        input_steps = [*before, *late_moves, step, *after]
     pipelines: Pipelines = make_policy_processor_pipelines(input_steps, output_steps)
     return pipelines
 

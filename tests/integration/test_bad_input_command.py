@@ -28,6 +28,12 @@ CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
         "ValueError",
         r"checkpoint \S+/act holds a policy of type 'act'; expected one of \['motion_pi0', 'pi0'\]",
     ),
+    "a checkpoint of ours on the other base": (
+        ("--policy.type=motion_pi05", "--policy.pretrained_path={trained}"),
+        "ValueError",
+        r"checkpoint \S+ holds a policy of type 'motion_pi0'; expected one of "
+        r"\['motion_pi05', 'pi05'\]. Pass another checkpoint, or the --policy.type of this one",
+    ),
     "a checkpoint without weights": (
         ("--policy.pretrained_path={unweighted}",),
         "FileNotFoundError",

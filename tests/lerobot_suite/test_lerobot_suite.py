@@ -1,15 +1,15 @@
-"""LeRobot's own test functions for pi0 and for all policies, run against motion_pi0.
+"""LeRobot's own test functions for pi0, pi0.5 and all policies, run against ours.
 
     make lerobot-tests LEROBOT_SRC=<checkout of LeRobot at the tag v0.6.1>
 
-They run in a process of their own, in that checkout, with the plugin as_motion_pi0.py in place of
-pi0. Of the same files these do not apply:
+They run in a process of their own, in that checkout, with the plugin as_motion.py in place of
+LeRobot's policies. Of the same files these do not apply:
 
 - `test_policy`: feeds a policy what no preprocessor has seen, which pi0 cannot take either (and
   needs datasets from the Hub).
 - `test_backward_compatibility`, `test_act_*`, `test_vqbet_*`, `test_multikey_construction`: are of
   one other policy, whichever is tested.
-- `test_pi0_original_vs_lerobot.py`, `test_pi0_compile.py`: are of the full size, on a GPU.
+- `test_pi0*_original_vs_lerobot.py`, `test_pi0*_compile.py`: are of the full size, on a GPU.
 """
 
 import os
@@ -21,24 +21,24 @@ from xml.etree import ElementTree
 import pytest
 from tiny import shared_file
 
-PI0 = "tests/policies/pi0_pi05/test_pi0.py"
-RTC = "tests/policies/pi0_pi05/test_pi0_rtc.py"
 POLICIES = "tests/policies/test_policies.py"
-PROCESSOR = "tests/processor/test_pi0_processor.py"
-
+# Of both policies; {} is pi0 or pi05.
+TESTS_OF_BOTH = [
+    "tests/policies/pi0_pi05/test_{}.py::test_policy_instantiation",
+    "tests/policies/pi0_pi05/test_{}.py::test_config_creation",
+    "tests/policies/pi0_pi05/test_{0}_rtc.py::test_{0}_rtc_initialization",
+    "tests/policies/pi0_pi05/test_{0}_rtc.py::test_{0}_rtc_initialization_without_rtc_config",
+    "tests/policies/pi0_pi05/test_{0}_rtc.py::test_{0}_rtc_inference_with_prev_chunk",
+    "tests/policies/pi0_pi05/test_{0}_rtc.py::test_{0}_rtc_inference_without_prev_chunk",
+    "tests/policies/pi0_pi05/test_{0}_rtc.py::test_{0}_rtc_validation_rules",
+    "tests/processor/test_{0}_processor.py::test_{0}_processor_inputs_match_openpi_reference",
+    f"{POLICIES}::test_get_policy_and_config_classes[motion_{{}}]",
+    f"{POLICIES}::test_policy_defaults[motion_{{}}]",
+    f"{POLICIES}::test_save_and_load_pretrained[motion_{{}}]",
+]
 TESTS = [
-    f"{PI0}::test_policy_instantiation",
-    f"{PI0}::test_config_creation",
-    f"{RTC}::test_pi0_rtc_initialization",
-    f"{RTC}::test_pi0_rtc_initialization_without_rtc_config",
-    f"{RTC}::test_pi0_rtc_inference_with_prev_chunk",
-    f"{RTC}::test_pi0_rtc_inference_without_prev_chunk",
-    f"{RTC}::test_pi0_rtc_validation_rules",
-    f"{POLICIES}::test_get_policy_and_config_classes[motion_pi0]",
-    f"{POLICIES}::test_policy_defaults[motion_pi0]",
-    f"{POLICIES}::test_save_and_load_pretrained[motion_pi0]",
+    *[test.format(base) for base in ("pi0", "pi05") for test in TESTS_OF_BOTH],
     f"{POLICIES}::test_save_pretrained_with_state_dict",
-    f"{PROCESSOR}::test_pi0_processor_inputs_match_openpi_reference",
 ]
 
 Outcomes = dict[str, ElementTree.Element]
@@ -60,7 +60,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     report = tmp_path_factory.mktemp("lerobot") / "report.xml"
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "as_motion_pi0", f"--junitxml={report}"),
+            *(sys.executable, "-m", "pytest", "-p", "as_motion", f"--junitxml={report}"),
             *("-c", os.devnull, "--rootdir", str(source), *TESTS),
         ],
         cwd=source,

@@ -1,10 +1,9 @@
-"""Acting: bit for bit as stock pi0, and without a trace of the motion half."""
+"""Acting: bit for bit as the stock policy, and without a trace of the motion half."""
 
 from typing import Any
 
 import pytest
 import torch
-from lerobot.policies.pi0.modeling_pi0 import PI0Policy
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from tiny import make_batch, make_motion_policy, make_stock_policy, wake_motion_head
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch import Tensor
 from lerobot_motion import steps
 from lerobot_motion.joint import policy as policy_module
 from lerobot_motion.models.motion_head import MotionHead
-from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +26,19 @@ def _no_motion_in_acting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "load_flow_estimator", refuse)
 
 
-def make_pair(**settings: Any) -> tuple[PI0Policy, MotionPi0Policy]:
-    return make_stock_policy(**settings), wake_motion_head(make_motion_policy(**settings))
+def make_pair(base: str, **settings: Any) -> tuple[Any, Any]:
+    ours = make_motion_policy(base=base, **settings)
+    return make_stock_policy(base=base, **settings), wake_motion_head(ours)
 
 
-def noise_for(policy: PI0Policy, batch_size: int = 2) -> Tensor:
+def noise_for(policy: Any, batch_size: int = 2) -> Tensor:
     shape = (batch_size, policy.config.chunk_size, policy.config.max_action_dim)
     return torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("num_steps", [1, 10])
-def test_action_chunks_are_stock_pi0s(num_steps: int) -> None:
-    stock, ours = make_pair()
+def test_action_chunks_are_the_stock_policys(base: str, num_steps: int) -> None:
+    stock, ours = make_pair(base)
     batch = make_batch(ours, motion=False)
     noise = noise_for(stock)
 
@@ -50,8 +49,8 @@ def test_action_chunks_are_stock_pi0s(num_steps: int) -> None:
     assert torch.equal(actions, expected)
 
 
-def test_drawn_noise_is_stock_pi0s() -> None:
-    stock, ours = make_pair()
+def test_drawn_noise_is_the_stock_policys(base: str) -> None:
+    stock, ours = make_pair(base)
     batch = make_batch(ours, motion=False)
     chunks = []
     for policy in (stock, ours):
@@ -61,9 +60,9 @@ def test_drawn_noise_is_stock_pi0s() -> None:
     assert torch.equal(*chunks)
 
 
-def test_selected_actions_are_stock_pi0s() -> None:
+def test_selected_actions_are_the_stock_policys(base: str) -> None:
     """Over two chunks of four actions, of which three are executed."""
-    stock, ours = make_pair(n_action_steps=3)
+    stock, ours = make_pair(base, n_action_steps=3)
     sequences = []
     for policy in (stock, ours):
         torch.manual_seed(11)
@@ -76,8 +75,11 @@ def test_selected_actions_are_stock_pi0s() -> None:
     assert not torch.equal(sequences[0][0], sequences[0][3])
 
 
-def test_a_policy_without_its_head_acts_as_stock_pi0() -> None:
-    stock, ours = make_stock_policy(), make_motion_policy(load_motion_head=False)
+def test_a_policy_without_its_head_acts_as_the_stock_policy(base: str) -> None:
+    stock, ours = (
+        make_stock_policy(base=base),
+        make_motion_policy(base=base, load_motion_head=False),
+    )
     batch = make_batch(stock)
     noise = noise_for(stock)
 
@@ -86,10 +88,10 @@ def test_a_policy_without_its_head_acts_as_stock_pi0() -> None:
     assert torch.equal(actions, stock.predict_action_chunk(batch, noise=noise))
 
 
-def test_acting_between_training_steps_changes_nothing() -> None:
+def test_acting_between_training_steps_changes_nothing(base: str) -> None:
     """In-training evaluation happens in the warm-up too."""
-    stock = make_stock_policy()
-    ours = wake_motion_head(make_motion_policy(motion_warmup_steps=10)).train()
+    stock = make_stock_policy(base=base)
+    ours = wake_motion_head(make_motion_policy(base=base, motion_warmup_steps=10)).train()
     batch = make_batch(ours, motion=False)
     noise = noise_for(stock)
 
@@ -104,9 +106,9 @@ def test_acting_between_training_steps_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("with_left_over", [False, True])
-def test_real_time_chunks_are_stock_pi0s(with_left_over: bool) -> None:
+def test_real_time_chunks_are_the_stock_policys(base: str, with_left_over: bool) -> None:
     rtc = RTCConfig(enabled=True, execution_horizon=3, max_guidance_weight=5.0)
-    stock, ours = make_pair(rtc_config=rtc)
+    stock, ours = make_pair(base, rtc_config=rtc)
     batch = make_batch(ours, batch_size=1, motion=False)
     noise = noise_for(stock, batch_size=1)
     left_over = None
@@ -123,12 +125,12 @@ def test_real_time_chunks_are_stock_pi0s(with_left_over: bool) -> None:
 
     assert ours.supports_rtc()
     assert torch.equal(actions, expected)
-    unguided = make_stock_policy().predict_action_chunk(batch, noise=noise)
+    unguided = make_stock_policy(base=base).predict_action_chunk(batch, noise=noise)
     assert torch.equal(actions, unguided) is not with_left_over
 
 
-def test_real_time_chunking_can_be_switched_on_later() -> None:
-    stock, ours = make_pair()
+def test_real_time_chunking_can_be_switched_on_later(base: str) -> None:
+    stock, ours = make_pair(base)
     for policy in (stock, ours):
         policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=3)
         policy.init_rtc_processor()

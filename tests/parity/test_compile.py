@@ -8,17 +8,19 @@ from tiny import make_batch, make_motion_policy, wake_motion_head
 from torch import Tensor
 
 
-def gradients(**settings: Any) -> dict[str, Tensor]:
-    policy = wake_motion_head(make_motion_policy(**settings)).train()
+def gradients(base: str, **settings: Any) -> dict[str, Tensor]:
+    policy = wake_motion_head(make_motion_policy(base=base, **settings)).train()
     torch.manual_seed(7)
     loss, _ = policy.forward(make_batch(policy))
     loss.backward()
     return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
 
 
-def test_compiled_gradients_are_those_of_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_gradients_are_those_of_eager_mode(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a backend that traces as inductor does and leaves out minutes of code generation."""
-    eager = gradients()
+    eager = gradients(base)
     compiled_functions = []
     compile_with = torch.compile
 
@@ -28,7 +30,7 @@ def test_compiled_gradients_are_those_of_eager_mode(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
 
-    compiled = gradients(compile_model=True)
+    compiled = gradients(base, compile_model=True)
 
     assert compiled_functions == ["sample_actions", "forward"]
     assert set(compiled) == set(eager)

@@ -11,7 +11,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lerobot.configs
@@ -20,14 +20,12 @@ import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.policies import factory
-from lerobot.policies.pi0 import modeling_pi0
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.policies.pi0.modeling_pi0 import PaliGemmaWithExpertModel, PI0Policy, PI0Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import RenameObservationsProcessorStep, batch_processor
 from lerobot.processor.converters import batch_to_transition, transition_to_batch
 from lerobot.scripts import lerobot_train
 from tiny import (
+    BASES,
     CAMERA,
     STATE_DIM,
     make_batch,
@@ -38,8 +36,7 @@ from tiny import (
     write_dataset,
 )
 
-from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
-from lerobot_motion.motion_pi0.processor_motion_pi0 import make_motion_pi0_pre_post_processors
+from lerobot_motion.joint.configuration import JointMotionConfig
 
 
 def source_tree(function: Callable[..., Any]) -> ast.AST:
@@ -64,28 +61,43 @@ def test_the_version_is_the_one_the_package_was_made_for() -> None:
     assert (major, minor) == ("0", "6")
 
 
-# --- pi0's network: joint/backbone.py ---
+# --- the network of pi0 and pi0.5: joint/backbone.py ---
 
 
-@pytest.mark.parametrize(
-    ("name", "builder"),
-    [
-        ("PI0Pytorch", PI0Policy.__init__),
-        ("PaliGemmaWithExpertModel", PI0Pytorch.__init__),
-        ("get_gemma_config", PI0Pytorch.__init__),
-        ("PaliGemmaForConditionalGenerationWithPiGemma", PaliGemmaWithExpertModel.__init__),
-        ("PiGemmaForCausalLM", PaliGemmaWithExpertModel.__init__),
-    ],
-)
-def test_what_is_replaced_is_looked_up_as_a_global(name: str, builder: Callable[..., Any]) -> None:
-    assert hasattr(modeling_pi0, name)
-    assert name in globals_of(builder)
+@pytest.fixture
+def modeling(base: str) -> ModuleType:
+    """LeRobot's module; that of pi0.5 has copies of all that is in pi0's."""
+    return BASES[base].modeling
 
 
-def test_the_networks_are_built_from_their_configuration_by_keyword() -> None:
+@pytest.fixture
+def network(base: str, modeling: ModuleType) -> Any:
+    """LeRobot's `PI0Pytorch` or `PI05Pytorch`."""
+    return getattr(modeling, f"{base.upper()}Pytorch")
+
+
+def test_what_is_replaced_is_looked_up_as_a_global(
+    base: str, modeling: ModuleType, network: Any
+) -> None:
+    backbone = modeling.PaliGemmaWithExpertModel
+    builders = {
+        network.__name__: BASES[base].policy,
+        "PaliGemmaWithExpertModel": network,
+        "get_gemma_config": network,
+        "PaliGemmaForConditionalGenerationWithPiGemma": backbone,
+        "PiGemmaForCausalLM": backbone,
+    }
+
+    for name, builder in builders.items():
+        assert hasattr(modeling, name)
+        assert name in globals_of(builder.__init__)
+    assert network.__module__ == backbone.__module__ == modeling.__name__
+
+
+def test_the_networks_are_built_from_their_configuration_by_keyword(modeling: ModuleType) -> None:
     calls = {
         ast.unparse(node.func): [keyword.arg for keyword in node.keywords]
-        for node in ast.walk(source_tree(PaliGemmaWithExpertModel.__init__))
+        for node in ast.walk(source_tree(modeling.PaliGemmaWithExpertModel.__init__))
         if isinstance(node, ast.Call)
     }
 
@@ -93,39 +105,41 @@ def test_the_networks_are_built_from_their_configuration_by_keyword() -> None:
     assert calls["PiGemmaForCausalLM"] == ["config"]
 
 
-def test_a_gemma_configuration_has_the_fields_of_the_tiny_one() -> None:
-    parameters = list(inspect.signature(modeling_pi0.GemmaConfig).parameters)
+def test_a_gemma_configuration_has_the_fields_of_the_tiny_one(modeling: ModuleType) -> None:
+    parameters = list(inspect.signature(modeling.GemmaConfig).parameters)
 
     assert parameters == ["width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"]
 
 
-def test_after_building_the_module_is_as_it_was() -> None:
-    before = dict(vars(modeling_pi0))
+def test_after_building_the_module_is_as_it_was(base: str, modeling: ModuleType) -> None:
+    before = dict(vars(modeling))
 
-    make_motion_policy()
+    make_motion_policy(base=base)
 
-    assert dict(vars(modeling_pi0)) == before
-
-
-def test_our_network_is_in_the_place_of_lerobots() -> None:
-    policy = make_motion_policy()
-
-    assert isinstance(policy.model, PI0Pytorch)
-    assert type(policy.model).__name__ == "MotionPi0Model"
-    assert isinstance(policy.model.paligemma_with_expert, PaliGemmaWithExpertModel)
-    assert type(make_stock_policy().model) is PI0Pytorch
+    assert dict(vars(modeling)) == before
 
 
-def test_forward_calls_go_through_the_attribute_we_override() -> None:
+def test_our_network_is_in_the_place_of_lerobots(
+    base: str, modeling: ModuleType, network: Any
+) -> None:
+    policy = make_motion_policy(base=base)
+
+    assert isinstance(policy.model, network)
+    assert type(policy.model).__name__ == f"MotionP{base[1:]}Model"
+    assert isinstance(policy.model.paligemma_with_expert, modeling.PaliGemmaWithExpertModel)
+    assert type(make_stock_policy(base=base).model) is network
+
+
+def test_forward_calls_go_through_the_attribute_we_override(network: Any) -> None:
     """Not `self.paligemma_with_expert(...)`: and an override of `forward` sees either."""
-    for method in (PI0Pytorch.forward, PI0Pytorch.sample_actions):
+    for method in (network.forward, network.sample_actions):
         calls = calls_in(method)
         assert "self.paligemma_with_expert.forward" in calls
         assert "self.embed_prefix" in calls
 
 
-def test_the_backbone_returns_prefix_and_suffix_and_cache() -> None:
-    policy = make_stock_policy().eval()
+def test_the_backbone_returns_prefix_and_suffix_and_cache(base: str) -> None:
+    policy = make_stock_policy(base=base).eval()
     seen = []
     backbone = policy.model.paligemma_with_expert
     forward = backbone.forward
@@ -135,15 +149,17 @@ def test_the_backbone_returns_prefix_and_suffix_and_cache() -> None:
     policy.predict_action_chunk(make_batch(policy), num_steps=1)
 
     ((prefix, suffix), cache), ((prefix_alone, none), prefix_cache), ((nothing, step), _) = seen
-    num_tokens = (112 // 28) ** 2 + 12
+    num_tokens = (112 // 28) ** 2 + policy.config.tokenizer_max_length
     assert prefix.shape == prefix_alone.shape == (2, num_tokens, 128)
-    assert suffix.shape == step.shape == (2, 1 + 4, 128)
+    # pi0 has a token for the state; pi0.5 has it in the prompt.
+    num_states = {"pi0": 1, "pi05": 0}[base]
+    assert suffix.shape == step.shape == (2, num_states + 4, 128)
     assert cache is none is nothing is None
     assert prefix_cache is not None
 
 
-def test_the_prefix_comes_with_its_pad_mask() -> None:
-    policy = make_stock_policy()
+def test_the_prefix_comes_with_its_pad_mask(base: str) -> None:
+    policy = make_stock_policy(base=base)
     batch = make_batch(policy)
     images, masks = policy._preprocess_images(batch)
 
@@ -156,31 +172,34 @@ def test_the_prefix_comes_with_its_pad_mask() -> None:
 
     assert embeddings.shape[:2] == pad_mask.shape == attention_mask.shape
     assert pad_mask.dtype == torch.bool
-    assert torch.equal(pad_mask[:, -12:], batch["observation.language.attention_mask"])
+    num_tokens = policy.config.tokenizer_max_length
+    assert torch.equal(pad_mask[:, -num_tokens:], batch["observation.language.attention_mask"])
 
 
-def test_noise_and_time_are_drawn_by_the_policy_before_the_network_runs() -> None:
-    """Ours are drawn afterwards: the action's are then those of stock pi0."""
-    calls = calls_in(PI0Policy.forward)
+def test_noise_and_time_are_drawn_by_the_policy_before_the_network_runs(
+    base: str, network: Any
+) -> None:
+    """Ours are drawn afterwards: the action's are then those of the stock policy."""
+    calls = calls_in(BASES[base].policy.forward)
 
     order = [
         calls.index(f"self.model.{name}") for name in ("sample_noise", "sample_time", "forward")
     ]
     assert order == sorted(order)
-    assert "sample_noise" not in " ".join(calls_in(PI0Pytorch.forward))
+    assert "sample_noise" not in " ".join(calls_in(network.forward))
 
 
-def test_time_runs_from_data_to_noise() -> None:
+def test_time_runs_from_data_to_noise(network: Any) -> None:
     """LeRobot's convention, which the motion half shares: x_1 is noise, u = noise - data."""
-    source = inspect.getsource(PI0Pytorch.forward)
+    source = inspect.getsource(network.forward)
 
     assert "x_t = time_expanded * noise + (1 - time_expanded) * actions" in source
     assert "u_t = noise - actions" in source
 
 
-def test_time_is_drawn_as_the_design_says() -> None:
-    model = make_stock_policy().model
-    config = PI0Config(device="cpu")
+def test_time_is_drawn_as_the_design_says(base: str) -> None:
+    model = make_stock_policy(base=base).model
+    config = BASES[base].policy.config_class(device="cpu")
 
     assert config.time_sampling_beta_alpha == 1.5
     assert config.time_sampling_beta_beta == 1.0
@@ -192,24 +211,28 @@ def test_time_is_drawn_as_the_design_says() -> None:
     assert time.mean().item() == pytest.approx(0.6 * 0.999 + 0.001, abs=0.01)
 
 
-def test_pi0s_policy_has_the_methods_that_ours_call() -> None:
-    assert list(inspect.signature(PI0Policy.forward).parameters) == ["self", "batch", "reduction"]
-    keys = list(inspect.signature(PI0Policy._fix_pytorch_state_dict_keys).parameters)
+def test_the_policy_has_the_methods_that_ours_call(base: str) -> None:
+    policy = BASES[base].policy
+
+    assert list(inspect.signature(policy.forward).parameters) == ["self", "batch", "reduction"]
+    keys = list(inspect.signature(policy._fix_pytorch_state_dict_keys).parameters)
     assert keys == ["self", "state_dict", "model_config"]
-    assert list(inspect.signature(PI0Policy._preprocess_images).parameters) == ["self", "batch"]
-    assert PI0Policy.get_optim_params(make_stock_policy())
+    assert list(inspect.signature(policy._preprocess_images).parameters) == ["self", "batch"]
+    assert policy.get_optim_params(make_stock_policy(base=base))
     assert callable(PreTrainedPolicy.wrap_with_peft)
 
 
-def test_pi0_knows_nothing_of_our_fields() -> None:
-    ours = {field.name for field in dataclasses.fields(MotionPi0Config)}
-    base = {field.name for field in dataclasses.fields(PI0Config)}
+def test_the_stock_policy_knows_nothing_of_our_fields(base: str) -> None:
+    stock_config = BASES[base].policy.config_class(device="cpu")
+    our_config = BASES[base].motion_policy.config_class(device="cpu")
+    fields = {field.name for field in dataclasses.fields(stock_config)}
+    ours = {field.name for field in dataclasses.fields(our_config)}
+    added = {field.name for field in dataclasses.fields(JointMotionConfig)}
 
-    assert base < ours
-    assert not [name for name in base if "motion" in name or "flow_" in name]
-    defaults = PI0Config(device="cpu")
-    for name in base - {"device"}:
-        assert getattr(MotionPi0Config(device="cpu"), name) == getattr(defaults, name), name
+    assert ours == fields | added
+    assert not fields & added
+    for name in fields:
+        assert getattr(our_config, name) == getattr(stock_config, name), name
 
 
 # --- the training script: joint/run.py, joint/configuration.py ---
@@ -252,17 +275,16 @@ def test_the_processors_are_chosen_by_the_path_after_the_policy_is_built() -> No
 
 
 def test_the_factory_calls_ours_with_configuration_and_statistics(
-    monkeypatch: pytest.MonkeyPatch,
+    base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lerobot_motion.motion_pi0 import processor_motion_pi0
-
+    make_processors = BASES[base].make_motion_processors
     calls = []
     monkeypatch.setattr(
-        processor_motion_pi0,
-        "make_motion_pi0_pre_post_processors",
+        inspect.getmodule(make_processors),
+        make_processors.__name__,
         lambda config, dataset_stats=None: calls.append((config, dataset_stats)),
     )
-    config = make_motion_config()
+    config = make_motion_config(base=base)
 
     factory.make_pre_post_processors(config, pretrained_path=None, dataset_stats={"a": 1})
 
@@ -322,27 +344,39 @@ def test_of_every_observation_both_frames_are_asked_for(tmp_path: Path) -> None:
     assert torch.equal(end[CAMERA][1], dataset[5][CAMERA][0])
 
 
-# --- processors: motion_pi0/processor_motion_pi0.py, steps.py ---
+# --- processors: motion_pi0/processor_motion_pi0.py and its sibling, steps.py ---
 
-STEPS_OF_PI0 = [
-    "rename_observations_processor",
-    "to_batch_processor",
-    "pi0_new_line_processor",
-    "byte_tokenizer_processor",  # stock pi0: tokenizer_processor
-    "device_processor",
-    "relative_actions_processor",
-    "normalizer_processor",
-]
+# Where the stock policies have tokenizer_processor, the tests have byte_tokenizer_processor.
+STEPS = {
+    "pi0": [
+        "rename_observations_processor",
+        "to_batch_processor",
+        "pi0_new_line_processor",
+        "byte_tokenizer_processor",
+        "device_processor",
+        "relative_actions_processor",
+        "normalizer_processor",
+    ],
+    "pi05": [
+        "rename_observations_processor",
+        "to_batch_processor",
+        "relative_actions_processor",
+        "normalizer_processor",
+        "pi05_prepare_state_tokenizer_processor_step",
+        "byte_tokenizer_processor",
+        "device_processor",
+    ],
+}
 
 
 def registered_names(pipeline: Any) -> list[str]:
     return [type(step)._registry_name for step in pipeline.steps]
 
 
-def test_the_steps_of_stock_pi0_are_the_ones_we_mirror() -> None:
-    preprocessor, postprocessor = make_stock_processors(make_stock_policy().config)
+def test_the_steps_of_the_stock_policy_are_the_ones_we_mirror(base: str) -> None:
+    preprocessor, postprocessor = make_stock_processors(make_stock_policy(base=base).config)
 
-    assert registered_names(preprocessor) == STEPS_OF_PI0
+    assert registered_names(preprocessor) == STEPS[base]
     assert registered_names(postprocessor) == [
         "unnormalizer_processor",
         "absolute_actions_processor",
@@ -350,8 +384,9 @@ def test_the_steps_of_stock_pi0_are_the_ones_we_mirror() -> None:
     ]
 
 
-def test_the_names_that_lerobots_commands_override_are_in_ours() -> None:
-    preprocessor, postprocessor = make_motion_pi0_pre_post_processors(make_motion_config())
+def test_the_names_that_lerobots_commands_override_are_in_ours(base: str) -> None:
+    config = make_motion_config(base=base)
+    preprocessor, postprocessor = BASES[base].make_motion_processors(config)
 
     ours = set(registered_names(preprocessor))
     assert {"device_processor", "normalizer_processor", "rename_observations_processor"} <= ours

@@ -1,16 +1,14 @@
-"""The joint policy's action half is LeRobot's pi0, bit for bit; its motion half is the VLM's."""
+"""The joint policy's action half is LeRobot's, bit for bit; its motion half is the VLM's."""
 
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from lerobot.policies.pi0.modeling_pi0 import PI0Policy
-from tiny import CAMERA, make_batch, make_motion_policy, make_stock_policy, wake_motion_head
+from tiny import BASES, CAMERA, make_batch, make_motion_policy, make_stock_policy, wake_motion_head
 from torch import Tensor, nn
 
 from lerobot_motion.joint.backbone import TINY_LAYERS
-from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
 
 WRIST = "observation.images.wrist"
 HEAD = "model.motion_head."
@@ -19,16 +17,17 @@ EXPERT = (
     "model.action_in_proj.",
     "model.action_out_proj.",
     "model.action_time_mlp_",
+    "model.time_mlp_",
     "model.state_proj.",
 )
 
 
-def make_pair(**settings: Any) -> tuple[PI0Policy, MotionPi0Policy]:
+def make_pair(base: str, **settings: Any) -> tuple[Any, Any]:
     """LeRobot's policy and ours with the same weights, in training mode."""
     cameras = settings.pop("cameras", (CAMERA,))
     ours_only = {"motion_loss_weight": settings.pop("motion_loss_weight", 1.0)}
-    stock = make_stock_policy(cameras=cameras, **settings).train()
-    ours = make_motion_policy(cameras=cameras, **settings, **ours_only).train()
+    stock = make_stock_policy(cameras=cameras, base=base, **settings).train()
+    ours = make_motion_policy(cameras=cameras, base=base, **settings, **ours_only).train()
     return stock, wake_motion_head(ours)
 
 
@@ -41,22 +40,23 @@ def gradients(policy: nn.Module) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in policy.named_parameters()}
 
 
-def motion_gradients(policy: MotionPi0Policy) -> dict[str, Tensor | None]:
+def motion_gradients(policy: Any) -> dict[str, Tensor | None]:
     """Gradients of the motion loss alone: the joint loss with the action loss cut off."""
     policy.zero_grad()
-    stock_forward = PI0Policy.forward
+    stock_class = BASES[policy.base_policy_type].policy
+    stock_forward = stock_class.forward
 
-    def detached(self: PI0Policy, *args: Any, **kwargs: Any) -> tuple[Tensor, dict]:
+    def detached(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, dict]:
         loss, log = stock_forward(self, *args, **kwargs)
         return loss.detach(), log
 
-    with patch.object(PI0Policy, "forward", detached):
+    with patch.object(stock_class, "forward", detached):
         forward(policy, make_batch(policy, batch_size=3))[0].backward()
     return gradients(policy)
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
-    stock, ours = make_pair()
+def test_the_same_seed_gives_the_same_weights(base: str) -> None:
+    stock, ours = make_pair(base)
 
     state = ours.state_dict()
 
@@ -69,8 +69,10 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 @pytest.mark.parametrize("cameras", [(CAMERA,), (CAMERA, WRIST)])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_action_loss_is_stock_pi0s(cameras: tuple[str, ...], training: bool) -> None:
-    stock, ours = make_pair(cameras=cameras)
+def test_the_action_loss_is_the_stock_policys(
+    base: str, cameras: tuple[str, ...], training: bool
+) -> None:
+    stock, ours = make_pair(base, cameras=cameras)
     batch = make_batch(ours, batch_size=3)
 
     loss, log = forward(stock.train(training), batch)
@@ -81,8 +83,8 @@ def test_the_action_loss_is_stock_pi0s(cameras: tuple[str, ...], training: bool)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_without_the_motion_loss_the_loss_is_stock_pi0s(reduction: str) -> None:
-    stock, ours = make_pair(motion_loss_weight=0.0)
+def test_without_the_motion_loss_the_loss_is_the_stock_policys(base: str, reduction: str) -> None:
+    stock, ours = make_pair(base, motion_loss_weight=0.0)
     batch = make_batch(ours, batch_size=3)
 
     loss, _ = forward(stock, batch, reduction=reduction)
@@ -92,17 +94,17 @@ def test_without_the_motion_loss_the_loss_is_stock_pi0s(reduction: str) -> None:
     assert joint_loss.shape == (() if reduction == "mean" else (3,))
 
 
-def test_a_missing_camera_is_masked_as_in_stock_pi0() -> None:
-    stock, ours = make_pair(cameras=(CAMERA, WRIST), motion_loss_weight=0.0)
+def test_a_missing_camera_is_masked_as_in_the_stock_policy(base: str) -> None:
+    stock, ours = make_pair(base, cameras=(CAMERA, WRIST), motion_loss_weight=0.0)
     batch = make_batch(ours)
     del batch[WRIST]
 
     assert torch.equal(forward(ours, batch)[0], forward(stock, batch)[0])
 
 
-def test_without_its_head_the_policy_is_stock_pi0() -> None:
-    stock = make_stock_policy().train()
-    ours = make_motion_policy(load_motion_head=False).train()
+def test_without_its_head_the_policy_is_the_stock_policy(base: str) -> None:
+    stock = make_stock_policy(base=base).train()
+    ours = make_motion_policy(base=base, load_motion_head=False).train()
     batch = make_batch(stock)
 
     loss, log = forward(stock, batch)
@@ -112,8 +114,8 @@ def test_without_its_head_the_policy_is_stock_pi0() -> None:
     assert our_log == log
 
 
-def test_in_bfloat16_the_action_loss_is_stock_pi0s() -> None:
-    stock, ours = make_pair(dtype="bfloat16")
+def test_in_bfloat16_the_action_loss_is_the_stock_policys(base: str) -> None:
+    stock, ours = make_pair(base, dtype="bfloat16")
     batch = make_batch(ours)
 
     _, log = forward(stock, batch)
@@ -130,15 +132,15 @@ def test_in_bfloat16_the_action_loss_is_stock_pi0s() -> None:
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_without_the_motion_loss_the_gradients_are_stock_pi0s(
-    gradient_checkpointing: bool, reduction: str
+def test_without_the_motion_loss_the_gradients_are_the_stock_policys(
+    base: str, gradient_checkpointing: bool, reduction: str
 ) -> None:
     """The weight 0 scales the motion loss's gradients to exact zeros, which change no bit.
 
-    Where stock pi0 has no gradient at all (the last VLM layer's output), ours is such a zero.
+    Where the stock policy has no gradient (the last VLM layer's output), ours is such a zero.
     """
     settings = {"gradient_checkpointing": gradient_checkpointing, "motion_loss_weight": 0.0}
-    stock, ours = make_pair(**settings)
+    stock, ours = make_pair(base, **settings)
     batch = make_batch(ours, batch_size=3)
 
     forward(stock, batch, reduction=reduction)[0].sum().backward()
@@ -156,8 +158,8 @@ def test_without_the_motion_loss_the_gradients_are_stock_pi0s(
     assert compared > 25 * TINY_LAYERS
 
 
-def test_masked_targets_leave_the_gradients_stock_pi0s() -> None:
-    stock, ours = make_pair()
+def test_masked_targets_leave_the_gradients_the_stock_policys(base: str) -> None:
+    stock, ours = make_pair(base)
     batch = make_batch(ours, valid=[False, False])
 
     forward(stock, batch)[0].backward()
@@ -169,8 +171,8 @@ def test_masked_targets_leave_the_gradients_stock_pi0s() -> None:
             assert torch.equal(ours_by_name[name], expected), name
 
 
-def test_the_two_losses_gradients_add_up() -> None:
-    stock, ours = make_pair(motion_loss_weight=0.5)
+def test_the_two_losses_gradients_add_up(base: str) -> None:
+    stock, ours = make_pair(base, motion_loss_weight=0.5)
     batch = make_batch(ours, batch_size=3)
     forward(stock, batch)[0].backward()
     forward(ours, batch)[0].backward()
@@ -187,8 +189,8 @@ def test_the_two_losses_gradients_add_up() -> None:
 # --- gradients of the motion loss ---
 
 
-def test_the_motion_loss_reaches_all_of_the_vlm() -> None:
-    policy = make_pair()[1]
+def test_the_motion_loss_reaches_all_of_the_vlm(base: str) -> None:
+    policy = make_pair(base)[1]
 
     found = motion_gradients(policy)
 
@@ -206,9 +208,9 @@ def test_the_motion_loss_reaches_all_of_the_vlm() -> None:
     assert any(name.startswith(HEAD) for name in reached)
 
 
-def test_stock_pi0_does_not_teach_the_last_layers_output() -> None:
-    """What motion learning adds: in plain pi0 nothing reads the VLM's last output."""
-    stock = make_stock_policy().train()
+def test_the_stock_policy_does_not_teach_the_last_layers_output(base: str) -> None:
+    """What motion learning adds: in plain pi0 and pi0.5 nothing reads the VLM's last output."""
+    stock = make_stock_policy(base=base).train()
 
     forward(stock, make_batch(stock))[0].backward()
 
@@ -219,8 +221,8 @@ def test_stock_pi0_does_not_teach_the_last_layers_output() -> None:
     assert found[f"{last}.mlp.down_proj.weight"] is None
 
 
-def test_the_motion_loss_never_reaches_the_action_expert() -> None:
-    policy = make_pair()[1]
+def test_the_motion_loss_never_reaches_the_action_expert(base: str) -> None:
+    policy = make_pair(base)[1]
 
     found = motion_gradients(policy)
 
@@ -229,9 +231,9 @@ def test_the_motion_loss_never_reaches_the_action_expert() -> None:
     assert [n for n, gradient in expert.items() if gradient is not None and gradient.any()] == []
 
 
-def test_gradient_checkpointing_keeps_the_motion_gradients() -> None:
-    plain = motion_gradients(make_pair()[1])
-    policy = make_pair(gradient_checkpointing=True)[1]
+def test_gradient_checkpointing_keeps_the_motion_gradients(base: str) -> None:
+    plain = motion_gradients(make_pair(base)[1])
+    policy = make_pair(base, gradient_checkpointing=True)[1]
 
     checkpointed = motion_gradients(policy)
 
@@ -244,9 +246,9 @@ def test_gradient_checkpointing_keeps_the_motion_gradients() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8, msg=name)
 
 
-def test_gradient_checkpointing_does_not_keep_the_prefix() -> None:
+def test_gradient_checkpointing_does_not_keep_the_prefix(base: str) -> None:
     """The backward pass runs the forward pass again, which must not leave activations behind."""
-    policy = make_pair(gradient_checkpointing=True)[1]
+    policy = make_pair(base, gradient_checkpointing=True)[1]
 
     forward(policy, make_batch(policy))[0].backward()
 
@@ -254,12 +256,12 @@ def test_gradient_checkpointing_does_not_keep_the_prefix() -> None:
     assert not policy.model.paligemma_with_expert.keep_prefix
 
 
-# --- settings of pi0 that freeze parts ---
+# --- settings that freeze parts ---
 
 
 @pytest.mark.parametrize("setting", ["freeze_vision_encoder", "train_expert_only"])
-def test_what_pi0_freezes_stays_frozen(setting: str) -> None:
-    policy = make_pair(**{setting: True})[1]
+def test_what_the_stock_policy_freezes_stays_frozen(base: str, setting: str) -> None:
+    policy = make_pair(base, **{setting: True})[1]
 
     forward(policy, make_batch(policy))[0].backward()
 

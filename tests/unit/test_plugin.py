@@ -3,6 +3,8 @@
 import importlib
 import importlib.metadata
 import inspect
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from lerobot.configs import PreTrainedConfig
@@ -14,7 +16,7 @@ import lerobot_motion
 
 
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> object:
+def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The plugin, imported as LeRobot does; its hook is undone after the test."""
     monkeypatch.setattr(TrainPipelineConfig, "validate", TrainPipelineConfig.validate)
     return importlib.import_module("lerobot_policy_motion")
@@ -27,22 +29,33 @@ def test_the_distribution_is_named_as_lerobot_looks_for_it() -> None:
     assert importlib.metadata.version("lerobot_policy_motion") == lerobot_motion.__version__
 
 
-def test_the_policy_is_found_by_its_type() -> None:
-    config_class = PreTrainedConfig.get_choice_class("motion_pi0")
-    policy_class = get_policy_class("motion_pi0")
+def test_the_installed_plugin_is_the_sources(plugin: ModuleType) -> None:
+    """An editable install copies it: `make setup` after each change of `_plugin.py`."""
+    source = Path(lerobot_motion.__file__).with_name("_plugin.py")
 
-    assert config_class.__name__ == "MotionPi0Config"
-    assert policy_class.__name__ == "MotionPi0Policy"
-    assert policy_class.name == config_class(device="cpu").type == "motion_pi0"
+    assert Path(plugin.__file__).read_text() == source.read_text()
+
+
+@pytest.mark.parametrize("base", ["Pi0", "Pi05"])
+def test_the_policy_is_found_by_its_type(base: str) -> None:
+    policy_type = f"motion_{base.lower()}"
+    config_class = PreTrainedConfig.get_choice_class(policy_type)
+    policy_class = get_policy_class(policy_type)
+
+    assert config_class.__name__ == f"Motion{base}Config"
+    assert policy_class.__name__ == f"Motion{base}Policy"
+    assert policy_class.name == config_class(device="cpu").type == policy_type
+    assert policy_class.base_policy_type == base.lower()
     assert policy_class.config_class is config_class
     parameters = inspect.signature(policy_class.__init__).parameters
     assert parameters["config"].annotation is config_class
 
 
-def test_the_processors_are_found_by_their_name() -> None:
-    module = importlib.import_module("lerobot_motion.motion_pi0.processor_motion_pi0")
+@pytest.mark.parametrize("name", ["motion_pi0", "motion_pi05"])
+def test_the_processors_are_found_by_their_name(name: str) -> None:
+    module = importlib.import_module(f"lerobot_motion.{name}.processor_{name}")
 
-    parameters = inspect.signature(module.make_motion_pi0_pre_post_processors).parameters
+    parameters = inspect.signature(getattr(module, f"make_{name}_pre_post_processors")).parameters
 
     assert list(parameters) == ["config", "dataset_stats"]
 

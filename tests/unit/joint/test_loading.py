@@ -3,6 +3,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -11,6 +12,7 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 from tiny import (
+    BASES,
     CAMERA,
     make_motion_config,
     make_motion_policy,
@@ -31,20 +33,28 @@ LM_HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 STATE_PROJ = "model.state_proj.weight"
 CAM0 = "observation.images.cam0"
 
+on_both_bases = pytest.mark.parametrize("base", sorted(BASES), indirect=True)
+
 
 @pytest.fixture(scope="module")
-def stock_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vanilla pi0 checkpoint; never written to."""
+def base(request: pytest.FixtureRequest) -> str:
+    """LeRobot's policy that the checkpoints are of, or of ours on top of: pi0 if none is named."""
+    return getattr(request, "param", "pi0")
+
+
+@pytest.fixture(scope="module")
+def stock_checkpoint(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vanilla checkpoint; never written to."""
     path = tmp_path_factory.mktemp("stock")
-    save_stock_checkpoint(path, seed=1)
+    save_stock_checkpoint(path, seed=1, base=base)
     return path
 
 
 @pytest.fixture(scope="module")
-def own_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A motion_pi0 checkpoint after 7 steps; never written to."""
+def own_checkpoint(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ours after 7 steps; never written to."""
     path = tmp_path_factory.mktemp("own")
-    policy = make_motion_policy(seed=2)
+    policy = make_motion_policy(seed=2, base=base)
     policy.model.motion_head.num_updates += 7
     policy.save_pretrained(path)
     return path
@@ -60,9 +70,10 @@ def edited(source: Path, target: Path, edit: Callable[[dict[str, Tensor]], objec
     return target
 
 
-def load(path: Path | str, **options: object) -> MotionPi0Policy:
+def load(path: Path | str, base: str = "pi0", **options: object) -> Any:
     """Load with a configuration of ours, as lerobot-train does."""
-    return MotionPi0Policy.from_pretrained(path, config=make_motion_config(), **options)
+    config = make_motion_config(base=base)
+    return BASES[base].motion_policy.from_pretrained(path, config=config, **options)
 
 
 def assert_holds(policy: torch.nn.Module, path: Path) -> None:
@@ -75,8 +86,9 @@ def assert_holds(policy: torch.nn.Module, path: Path) -> None:
 # --- what loads ---
 
 
-def test_a_warm_start_takes_every_tensor_of_pi0(stock_checkpoint: Path) -> None:
-    policy = load(stock_checkpoint)
+@on_both_bases
+def test_a_warm_start_takes_every_tensor(base: str, stock_checkpoint: Path) -> None:
+    policy = load(stock_checkpoint, base)
 
     assert_holds(policy, stock_checkpoint)
     assert not policy.training
@@ -85,8 +97,9 @@ def test_a_warm_start_takes_every_tensor_of_pi0(stock_checkpoint: Path) -> None:
     assert not policy.model.motion_head.transformer.proj_out.weight.any()
 
 
-def test_our_own_checkpoint_is_restored_whole(own_checkpoint: Path) -> None:
-    policy = MotionPi0Policy.from_pretrained(own_checkpoint)
+@on_both_bases
+def test_our_own_checkpoint_is_restored_whole(base: str, own_checkpoint: Path) -> None:
+    policy = BASES[base].motion_policy.from_pretrained(own_checkpoint)
 
     assert policy.state_dict().keys() == load_file(own_checkpoint / WEIGHTS).keys()
     assert_holds(policy, own_checkpoint)
@@ -118,18 +131,22 @@ def test_a_checkpoint_without_a_head_serves_without_one(tmp_path: Path) -> None:
     assert_holds(policy, tmp_path)
 
 
-def test_lm_head_stands_in_for_the_embedding(stock_checkpoint: Path, tmp_path: Path) -> None:
+@on_both_bases
+def test_lm_head_stands_in_for_the_embedding(
+    base: str, stock_checkpoint: Path, tmp_path: Path
+) -> None:
     path = edited(stock_checkpoint, tmp_path / "c", lambda state: state.pop(EMBEDDING))
 
-    policy = load(path)
+    policy = load(path, base)
 
     assert_holds(policy, path)
     assert torch.equal(policy.state_dict()[EMBEDDING], load_file(path / WEIGHTS)[LM_HEAD])
 
 
+@on_both_bases
 @pytest.mark.parametrize("drop", [None, EMBEDDING])
 def test_keys_without_the_prefix_are_valid(
-    stock_checkpoint: Path, tmp_path: Path, drop: str | None
+    base: str, stock_checkpoint: Path, tmp_path: Path, drop: str | None
 ) -> None:
     def edit(state: dict[str, Tensor]) -> None:
         state.pop(drop, None)
@@ -138,7 +155,7 @@ def test_keys_without_the_prefix_are_valid(
 
     path = edited(stock_checkpoint, tmp_path / "c", edit)
 
-    policy = load(path)
+    policy = load(path, base)
 
     state = policy.state_dict()
     stored = load_file(path / WEIGHTS)
@@ -154,11 +171,15 @@ def test_weights_keep_the_policys_own_dtype(stock_checkpoint: Path, tmp_path: Pa
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
 
 
+@on_both_bases
 def test_loading_does_not_warn(
-    stock_checkpoint: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    base: str,
+    stock_checkpoint: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        load(stock_checkpoint)
+        load(stock_checkpoint, base)
 
     assert [r.getMessage() for r in caplog.records if "key" in r.getMessage()] == []
     assert capsys.readouterr().out == ""
@@ -402,6 +423,35 @@ def test_a_checkpoint_of_another_policy_is_refused(
 
     with pytest.raises(ValueError, match=rf"checkpoint {path} {message}"):
         load(path)
+
+
+@on_both_bases
+@pytest.mark.parametrize("checkpoint", ["stock_checkpoint", "own_checkpoint"])
+def test_a_checkpoint_on_the_other_base_is_refused(
+    base: str, checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(checkpoint)
+    other = {"pi0": "pi05", "pi05": "pi0"}[base]
+    found = base if checkpoint == "stock_checkpoint" else f"motion_{base}"
+
+    message = (
+        rf"checkpoint {path} holds a policy of type '{found}'; expected one of "
+        rf"\['motion_{other}', '{other}'\]. Pass another checkpoint, or the --policy.type"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(path, other)
+
+
+@pytest.mark.parametrize("base", ["pi05"], indirect=True)
+def test_weights_on_the_other_base_do_not_fit(base: str, own_checkpoint: Path) -> None:
+    """Whatever config.json says: pi0.5 has no state_proj, and norms that pi0 does not have."""
+    policy = make_motion_policy(base="pi0")
+    before = {key: value.clone() for key, value in policy.state_dict().items()}
+
+    with pytest.raises(ValueError, match=r"does not fit the policy: .*missing \(.*unexpected \("):
+        loading.load_weights(policy, CheckpointSource(str(own_checkpoint)), is_base=False)
+
+    assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])

@@ -5,8 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from lerobot.optim import AdamWConfig
-from lerobot.policies.pi0.modeling_pi0 import PI0Pytorch
-from tiny import make_batch, make_motion_policy, wake_motion_head, write_autoencoder
+from tiny import BASES, make_batch, make_motion_policy, wake_motion_head, write_autoencoder
 from torch import Tensor, nn
 
 from lerobot_motion.joint import policy as policy_module
@@ -16,6 +15,8 @@ from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
 from lerobot_motion.steps import MOTION_LATENT, MOTION_VALID
 
 LOG_KEYS = {"loss", "action_loss", "motion_loss", "loss_per_dim"}
+
+on_both_bases = pytest.mark.parametrize("base", sorted(BASES))
 
 
 def train_steps(
@@ -162,11 +163,13 @@ def test_a_batch_without_a_target_is_refused() -> None:
 # --- the warm-up ---
 
 
-def test_only_the_head_learns_in_the_warmup() -> None:
-    policy = make_motion_policy(motion_warmup_steps=3)
+@on_both_bases
+def test_only_the_head_learns_in_the_warmup(base: str) -> None:
+    policy = make_motion_policy(base=base, motion_warmup_steps=3)
     before = snapshot(policy)
+    network = getattr(BASES[base].modeling, f"{base.upper()}Pytorch")
 
-    with patch.object(PI0Pytorch, "forward", side_effect=AssertionError("action path computed")):
+    with patch.object(network, "forward", side_effect=AssertionError("action path computed")):
         logs = train_steps(policy, 3)
 
     after = changed(policy, before)
@@ -179,8 +182,9 @@ def test_only_the_head_learns_in_the_warmup() -> None:
     assert [log["loss"] for log in logs] == [log["motion_loss"] for log in logs]
 
 
-def test_no_gradient_reaches_pi0_in_the_warmup() -> None:
-    policy = wake_motion_head(make_motion_policy(motion_warmup_steps=1)).train()
+@on_both_bases
+def test_no_gradient_reaches_the_base_in_the_warmup(base: str) -> None:
+    policy = wake_motion_head(make_motion_policy(base=base, motion_warmup_steps=1)).train()
 
     policy.forward(make_batch(policy))[0].backward()
 
@@ -190,8 +194,9 @@ def test_no_gradient_reaches_pi0_in_the_warmup() -> None:
     }
 
 
-def test_joint_learning_follows_in_the_same_run() -> None:
-    policy = make_motion_policy(motion_warmup_steps=2)
+@on_both_bases
+def test_joint_learning_follows_in_the_same_run(base: str) -> None:
+    policy = make_motion_policy(base=base, motion_warmup_steps=2)
     optimizer = AdamWConfig(lr=1e-2, weight_decay=0.1).build(policy.get_optim_params())
     assert policy.in_motion_warmup
     warmup = train_steps(policy, 2, optimizer)
@@ -223,9 +228,10 @@ def test_evaluation_in_the_warmup_computes_both_losses() -> None:
     assert math.isfinite(log["action_loss"])
 
 
-def test_the_warmup_sees_the_prefix_that_joint_learning_sees() -> None:
+@on_both_bases
+def test_the_warmup_sees_the_prefix_that_joint_learning_sees(base: str) -> None:
     """The prefix does not attend to actions: with or without them its features are the same."""
-    policy = wake_motion_head(make_motion_policy(motion_warmup_steps=1)).train()
+    policy = wake_motion_head(make_motion_policy(base=base, motion_warmup_steps=1)).train()
     head = policy.model.motion_head
     batch = make_batch(policy)
     prefixes = []
@@ -240,12 +246,13 @@ def test_the_warmup_sees_the_prefix_that_joint_learning_sees() -> None:
     torch.testing.assert_close(warmup[warmup_mask], joint[joint_mask], rtol=0, atol=1e-4)
 
 
-def test_the_counter_is_saved_and_continues(tmp_path: Any) -> None:
-    policy = make_motion_policy(motion_warmup_steps=4)
+@on_both_bases
+def test_the_counter_is_saved_and_continues(base: str, tmp_path: Any) -> None:
+    policy = make_motion_policy(base=base, motion_warmup_steps=4)
     train_steps(policy, 3)
 
     policy.save_pretrained(tmp_path)
-    resumed = MotionPi0Policy.from_pretrained(tmp_path)
+    resumed = BASES[base].motion_policy.from_pretrained(tmp_path)
 
     assert int(policy.state_dict()["model.motion_head.num_updates"]) == 3
     assert resumed.in_motion_warmup
@@ -326,8 +333,9 @@ def test_imagination_follows_the_given_noise() -> None:
     assert torch.equal(policy.predict_motion(batch), seeded)
 
 
-def test_imagination_depends_on_what_is_seen() -> None:
-    policy = wake_motion_head(make_motion_policy())
+@on_both_bases
+def test_imagination_depends_on_what_is_seen(base: str) -> None:
+    policy = wake_motion_head(make_motion_policy(base=base))
     noise = torch.randn(2, 3, 14, 14)
 
     images = [policy.predict_motion(make_batch(policy, seed=s), noise=noise) for s in range(2)]
