@@ -7,6 +7,8 @@ DEMO ?= outputs/demo
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 
 export MUJOCO_GL ?= egl
+# Where it is set, every process compiles LeRobot's imports anew, which takes half a minute.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup test lint demo lerobot-tests constraints clean
 

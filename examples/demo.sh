@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole road on two CPU cores: record demonstrations, train a tiny motion_pi0, evaluate it in the
-# simulator, and draw what it imagines. `make demo` sets up and calls this.
+# The whole road on two CPU cores: record demonstrations, compute their motion, train a tiny
+# motion_pi0, evaluate it in the simulator, and draw what it imagines. `make demo` sets up and
+# calls this.
 #
 #   bash examples/demo.sh [folder]
 set -euo pipefail
@@ -28,6 +29,10 @@ step "Recording 2 demonstrations of a scripted expert (gym-aloha, TransferCube)"
 python examples/record_aloha_transfer_cube.py --num_episodes=2 --height=240 --width=320 \
   --draft=true --root="$out/dataset" 2>>"$log"
 
+step "Computing the motion of every frame's coming second (lerobot-motion-precompute)"
+lerobot-motion-precompute --dataset.repo_id=local/aloha_transfer_cube --dataset.root="$out/dataset" \
+  --horizon=50 --flow_estimator=dis --vae=pool --flow_max_magnitude=32 --num_workers=0 2>>"$log"
+
 step "Training a tiny motion_pi0: 100 steps of the motion head alone, then both heads"
 quietly lerobot-train --config_path=configs/policy/tiny_aloha.yaml --dataset.root="$out/dataset" \
   --output_dir="$out/train"
@@ -35,9 +40,9 @@ grep -ohE 'step:[0-9K]+ .*' "$log" | sed -E 's/smpl:.*(loss:[0-9.]+) grdn.*(acti
 checkpoint="$out/train/checkpoints/last/pretrained_model"
 
 step "Evaluating it in the simulator"
-# Shorter than gym-aloha's 400 steps, but long enough: the expert first succeeds after about 210.
+# Shorter than gym-aloha's 400 steps, but long enough: the expert first succeeds after about 110.
 quietly lerobot-eval --policy.path="$checkpoint" --env.type=aloha --env.task=AlohaTransferCube-v0 \
-  --env.episode_length=250 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
+  --env.episode_length=180 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
   --output_dir="$out/eval"
 python - "$out/eval/eval_info.json" <<'PY'
 import json, sys
@@ -48,7 +53,7 @@ PY
 step "Drawing what it imagines on the demonstrations (these are its training episodes)"
 python examples/picture_motion.py --policy.path="$checkpoint" \
   --dataset.repo_id=local/aloha_transfer_cube --dataset.root="$out/dataset" \
-  --num_steps=4 --output="$out/motion.png" 2>>"$log" >/dev/null
+  --num_steps=2 --output="$out/motion.png" 2>>"$log" >/dev/null
 python - "$out/motion.json" <<'PY'
 import json, sys
 f = json.load(open(sys.argv[1]))

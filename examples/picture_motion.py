@@ -86,6 +86,8 @@ def load(args: PictureArguments) -> tuple[Any, Any, Any]:
     """Load the policy, its preprocessor and the dataset with its future frames."""
     config = PreTrainedConfig.from_pretrained(args.policy.path)
     config.pretrained_path = Path(args.policy.path)
+    # The target is drawn from the frames themselves, whatever the policy was trained from.
+    config.motion_latents = None
     policy = get_policy_class(config.type).from_pretrained(args.policy.path, config=config)
     preprocessor, _ = make_pre_post_processors(
         config,

@@ -14,6 +14,7 @@ from transformers import ByT5Tokenizer
 from lerobot_motion.flow.estimator import load_flow_estimator
 from lerobot_motion.flow.letterbox import content_mask, letterbox
 from lerobot_motion.flow.motion_image import flow_to_motion_image
+from lerobot_motion.latent_store import open_latent_store
 from lerobot_motion.models.latent_codec import load_latent_codec
 
 MOTION_LATENT = "motion_latent"
@@ -45,6 +46,7 @@ class MotionTargetStep(ProcessorStep):
         vae: Name of the latent codec.
         latent_shape: Channels, height and width that the motion head expects.
         image_resolution: Height and width in which flow is estimated, in pixels.
+        latents: Directory of a latent store to read the targets from, or None to make them.
     """
 
     camera: str
@@ -54,6 +56,7 @@ class MotionTargetStep(ProcessorStep):
     vae: str
     latent_shape: list[int]
     image_resolution: list[int]
+    latents: str | None = None
 
     def __post_init__(self) -> None:
         """Start without kept targets; `keep_targets` changes that."""
@@ -72,7 +75,7 @@ class MotionTargetStep(ProcessorStep):
 
         Args:
             transition: Observations (B, 2, ...) with their `_is_pad` flags (B, 2), or, in
-                evaluation, (B, ...) without flags.
+                evaluation or with a latent store, (B, ...) without flags.
 
         Returns:
             The transition with observations (B, ...), `motion_latent` (B, C, h, w) and
@@ -81,8 +84,10 @@ class MotionTargetStep(ProcessorStep):
 
         Raises:
             ValueError: If the motion camera is not in a training batch, or the frames, the flow or
-                the latents are not as expected.
+                the latents are not as expected, or a frame is not in the latent store.
         """
+        if self.latents is not None:
+            return self._with_stored_targets(transition)
         observation = transition[TransitionKey.OBSERVATION]
         is_pad = {k: v for k, v in (observation or {}).items() if k.endswith(IS_PAD)}
         if not is_pad:
@@ -102,6 +107,22 @@ class MotionTargetStep(ProcessorStep):
                 **{key: value for key, value in complementary.items() if not _is_flag(key)},
                 MOTION_LATENT: self._motion_latents(frames, valid, complementary.get("index")),
                 MOTION_VALID: valid.to(frames.device),
+            },
+        }
+
+    def _with_stored_targets(self, transition: EnvTransition) -> EnvTransition:
+        """Targets by the dataset's `index`, which only frames of a dataset have."""
+        complementary = transition[TransitionKey.COMPLEMENTARY_DATA] or {}
+        index = complementary.get("index")
+        if index is None:
+            return transition
+        latent, valid = open_latent_store(str(self.latents)).read(index)
+        return {
+            **transition,
+            TransitionKey.COMPLEMENTARY_DATA: {
+                **complementary,
+                MOTION_LATENT: latent.to(index.device),
+                MOTION_VALID: valid.to(index.device),
             },
         }
 

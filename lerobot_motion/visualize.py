@@ -124,3 +124,21 @@ def _draw_legend(canvas: Image.Image, size: int, max_magnitude: float) -> None:
     )
     position = (2 * _MARGIN + size, top + size // 2 - _TEXT_LINE)
     ImageDraw.Draw(canvas).multiline_text(position, text, fill=_INK, font=_font(), spacing=6)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures next to each other, on white.
+
+    Args:
+        pictures: At least one; of any size.
+
+    Returns:
+        The picture.
+    """
+    height = max(picture.height for picture in pictures)
+    canvas = Image.new("RGB", (sum(picture.width for picture in pictures), height), "white")
+    left = 0
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width
+    return canvas

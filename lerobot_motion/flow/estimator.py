@@ -36,6 +36,7 @@ Gray = NDArray[np.uint8]
 Flow = NDArray[np.float32]
 
 FLOW_ESTIMATORS = (*_RAFT_MODELS, "dis")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class FlowEstimator(ABC):
@@ -74,15 +75,22 @@ class FlowEstimator(ABC):
 class RaftEstimator(FlowEstimator):
     """RAFT (Teed and Deng, 2020), torchvision's implementation."""
 
-    def __init__(self, model: RAFT, num_updates: int = 12) -> None:
+    def __init__(self, model: RAFT, num_updates: int = 12, precision: str = "float32") -> None:
         """Wrap a loaded RAFT.
 
         Args:
             model: The network; it is frozen and set to evaluation mode.
             num_updates: Iterative refinements (12 in torchvision's reference evaluation).
+            precision: One of `PRECISIONS`; with bfloat16 the network runs under autocast.
+
+        Raises:
+            ValueError: If the precision is unknown.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.num_updates = num_updates
+        self.precision = precision
 
     def estimate(self, image_1: Tensor, image_2: Tensor) -> Tensor:
         """Estimate flow with RAFT; see `FlowEstimator.__call__`."""
@@ -93,11 +101,19 @@ class RaftEstimator(FlowEstimator):
                 f"{RAFT_STRIDE}, got {height}x{width}. Raise --policy.image_resolution, or use "
                 "--policy.flow_estimator=dis."
             )
-        # The caller's autocast would run RAFT's correlation volume in half precision.
-        with torch.autocast(device_type=image_1.device.type, enabled=False):
-            updates = self.model(
-                image_1 * 2 - 1, image_2 * 2 - 1, num_flow_updates=self.num_updates
-            )
+        # The caller's autocast would run RAFT's correlation volume in half precision unasked.
+        with torch.autocast(
+            image_1.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
+        ):
+            return self._refined(image_1, image_2).float()
+
+    def compile(self) -> None:
+        """Compile the network with `torch.compile`; every size of batch is compiled anew."""
+        # Seen as a whole, the upsampling of all refinements but the last is never used.
+        self._refined = torch.compile(self._refined)  # type: ignore[method-assign]
+
+    def _refined(self, image_1: Tensor, image_2: Tensor) -> Tensor:
+        updates = self.model(image_1 * 2 - 1, image_2 * 2 - 1, num_flow_updates=self.num_updates)
         flow: Tensor = updates[-1]
         return flow
 

@@ -21,6 +21,7 @@ else:
 logger = logging.getLogger(__name__)
 
 MOTION_TARGETS = ("flow_image",)
+AUTO_LATENTS = "auto"
 
 # What a field left at null becomes. "tiny" needs neither the hub nor a GPU.
 _BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -59,6 +60,9 @@ class JointMotionConfig(_PolicyConfig):
     motion_warmup_steps: int = 0
     # What the motion head predicts: flow_image (optical flow drawn in HSV; the paper, A.1).
     motion_target: str = "flow_image"
+    # Where motion targets come from: a latent store made by lerobot-motion-precompute (its
+    # directory, or "auto" for the one beside the dataset). null: computed on the fly.
+    motion_latents: str | None = None
     # VAE of the motion image: a hub id, a local directory in diffusers' format, or one that needs
     # no download: "flow" (our own small VAE) or "pool" (8x8 averages). null: stabilityai/sdxl-vae
     # (backbone=tiny: pool).
@@ -156,8 +160,13 @@ class JointMotionConfig(_PolicyConfig):
 
     @property
     def observation_delta_indices(self) -> list[int] | None:
-        """Frames that training asks of every observation key: now, and the motion horizon."""
-        return [0, self.motion_horizon or 0] if self.load_motion_head else None
+        """Frames that training asks of every observation key: now, and the motion horizon.
+
+        None where no future is needed: without a motion head, or with targets from a latent store.
+        """
+        if not self.load_motion_head or self.motion_latents is not None:
+            return None
+        return [0, self.motion_horizon or 0]
 
     @property
     def train_run(self) -> TrainRun | None:
@@ -272,7 +281,27 @@ class JointMotionConfig(_PolicyConfig):
             "vae": self.motion_vae,
             "latent_shape": list(self.motion_latent_shape),
             "image_resolution": list(self.image_resolution),
+            "latents": self._latent_store_path(),
         }
+
+    def _latent_store_path(self) -> str | None:
+        path: str | None = getattr(self, "_found_store", self.motion_latents)
+        if path == AUTO_LATENTS:
+            raise ValueError(
+                "motion_latents=auto is settled when the policy is built for a dataset; build it "
+                "first (make_policy does), or name the store's directory."
+            )
+        return path
+
+    def settle_latent_store(self, path: str, flow_estimator: str) -> None:
+        """Note the store that targets are read from, and how its flow was estimated.
+
+        Args:
+            path: Directory of the store.
+            flow_estimator: The store's flow estimator, which replaces the configured one.
+        """
+        self._found_store: str | None = path
+        self.flow_estimator = flow_estimator
 
     def settle_latent_shape(self) -> None:
         """Read the shape of the latents from the VAE's config.json, unless it is known.

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.joint.run import TrainRun
+from lerobot_motion.joint.stored_targets import settle_latent_store
 
 if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDatasetMetadata
@@ -18,18 +19,22 @@ def check_dataset(config: JointMotionConfig, dataset_meta: "LeRobotDatasetMetada
 
     Raises:
         ValueError: If there is no suitable camera, every episode is shorter than the horizon, or
-            the dataset is streamed video.
+            the dataset is streamed video, or the latent store does not suit.
+        FileNotFoundError: If there is no latent store where `motion_latents` says.
     """
     run = config.train_run or TrainRun(num_steps=0)
     names = {key: run.rename_map.get(key, key) for key in dataset_meta.camera_keys}
     config.settle_camera([name for name in names.values() if name in config.image_features])
     _check_horizon(config, dataset_meta)
     videos = [names[key] for key in dataset_meta.video_keys]
-    if run.streaming and config.motion_camera in videos:
+    if run.streaming and config.motion_latents is None and config.motion_camera in videos:
         raise ValueError(
             "dataset.streaming must be false to make motion targets from video, got true: LeRobot "
-            "0.6.1's streaming returns the next episode's frames past an episode's end."
+            "0.6.1's streaming returns the next episode's frames past an episode's end. Make the "
+            "targets beforehand with lerobot-motion-precompute, and pass --policy.motion_latents."
         )
+    if config.motion_latents is not None:
+        settle_latent_store(config, dataset_meta, run)
 
 
 def _check_horizon(config: JointMotionConfig, dataset_meta: "LeRobotDatasetMetadata") -> None:

@@ -13,6 +13,29 @@ from typing import Any
 
 from lerobot.configs.train import TrainPipelineConfig
 
+# Transforms of torchvision and LeRobot that change colours and move nothing.
+COLOUR_TRANSFORMS = {
+    "ColorJitter",
+    "GaussianBlur",
+    "GaussianNoise",
+    "GaussianPatchBrightness",
+    "Grayscale",
+    "Identity",
+    "JPEGCompression",
+    "MotionBlur",
+    "RandomAdjustSharpness",
+    "RandomAutocontrast",
+    "RandomChannelPermutation",
+    "RandomEqualize",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomPhotometricDistort",
+    "RandomPosterize",
+    "RandomShadow",
+    "RandomSolarize",
+    "SharpnessJitter",
+}
+
 
 @dataclass(frozen=True)
 class TrainRun:
@@ -24,6 +47,8 @@ class TrainRun:
         resume: Whether the run continues a checkpoint.
         streaming: Whether the dataset is streamed.
         image_transforms: Whether frames are transformed at random.
+        geometric_transforms: Names of those transforms that move pixels.
+        episodes: Episodes that are trained on, or None for all.
     """
 
     num_steps: int
@@ -31,6 +56,8 @@ class TrainRun:
     resume: bool = False
     streaming: bool = False
     image_transforms: bool = False
+    geometric_transforms: tuple[str, ...] = ()
+    episodes: tuple[int, ...] | None = None
 
 
 def install_run_hook() -> None:
@@ -44,15 +71,29 @@ def install_run_hook() -> None:
         validate(self)
         enter_run = getattr(self.policy, "enter_run", None)
         if enter_run is not None:
-            enter_run(
-                TrainRun(
-                    num_steps=self.steps,
-                    rename_map=dict(self.rename_map),
-                    resume=self.resume,
-                    streaming=self.dataset.streaming,
-                    image_transforms=self.dataset.image_transforms.enable,
-                )
-            )
+            enter_run(_describe(self))
 
     validate_and_enter.enters_run = True  # type: ignore[attr-defined]
     TrainPipelineConfig.validate = validate_and_enter
+
+
+def _describe(config: TrainPipelineConfig) -> TrainRun:
+    dataset, transforms = config.dataset, config.dataset.image_transforms
+    return TrainRun(
+        num_steps=config.steps,
+        rename_map=dict(config.rename_map),
+        resume=config.resume,
+        streaming=dataset.streaming,
+        image_transforms=transforms.enable,
+        geometric_transforms=_geometric(transforms.tfs) if transforms.enable else (),
+        episodes=None if dataset.episodes is None else tuple(dataset.episodes),
+    )
+
+
+def _geometric(transforms: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the transforms in use that are not known to leave every pixel in its place."""
+    return tuple(
+        f"{name} ({transform.type})"
+        for name, transform in transforms.items()
+        if transform.weight > 0 and transform.type not in COLOUR_TRANSFORMS
+    )

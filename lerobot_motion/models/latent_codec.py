@@ -1,5 +1,6 @@
 """Frozen codecs between motion images and the latents that the motion head learns."""
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from einops import reduce
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -209,6 +212,33 @@ def load_latent_codec(name: str, device: str = "cpu") -> LatentCodec:
     if name == "flow":
         return FlowVaeCodec(_load_autoencoder(str(FLOW_VAE_DIR), device))
     return AutoencoderCodec(_load_autoencoder(name, device))
+
+
+def latent_codec_sha256(name: str) -> str | None:
+    """Hash of the file that holds a codec's weights.
+
+    Args:
+        name: One of `EMBEDDED_CODECS`, a hub id, or a local directory in diffusers' format.
+
+    Returns:
+        The hash, or None if the codec has no weights or they are not on this machine.
+    """
+    path = None if name == "pool" else _weights_file(name)
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_file(name: str) -> Path | None:
+    directory = FLOW_VAE_DIR if name == "flow" else Path(name)
+    if directory.is_dir():
+        return directory / str(SAFETENSORS_WEIGHTS_NAME)
+    try:
+        cached = try_to_load_from_cache(name, SAFETENSORS_WEIGHTS_NAME)
+    except HFValidationError:  # neither a directory nor a possible hub id
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _load_autoencoder(name: str, device: str) -> AutoencoderKL | AutoencoderTiny:

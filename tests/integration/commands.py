@@ -51,6 +51,13 @@ def run_python(code: str, home: Path, **variables: str) -> Completed:
     return result
 
 
+def run_script(name: str, request: object, home: Path, **variables: str) -> Completed:
+    """Run a script of this folder in a fresh interpreter, its request as JSON; it must succeed."""
+    result = _run([sys.executable, str(HERE / name)], home, json.dumps(request), **variables)
+    assert result.returncode == 0, f"{name} failed:\n{result.stdout}\n{result.stderr}"
+    return result
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a command line: its error, if any, the steps it trained, our log."""
@@ -63,9 +70,7 @@ class Outcome:
 
 def train_all(*command_lines: tuple[str, ...], home: Path, **variables: str) -> list[Outcome]:
     """Run several `lerobot-train` command lines in one fresh process."""
-    script = HERE / "train_in_one_process.py"
-    result = _run([sys.executable, str(script)], home, json.dumps(command_lines), **variables)
-    assert result.returncode == 0, f"{script.name} failed:\n{result.stdout}\n{result.stderr}"
+    result = run_script("train_in_one_process.py", command_lines, home, **variables)
     return [Outcome(**outcome) for outcome in json.loads(result.stdout)]
 
 

@@ -1,18 +1,23 @@
 """A Hub in miniature: serves model repositories of a directory over loopback.
 
-Only what `hf_hub_download` asks for: the files of a revision, with the headers that name their
-commit and content. Revisions are directories: `<root>/<owner>/<name>/<revision>/<file>`.
+Only what `hf_hub_download` asks for, the files of a revision, with the headers that name their
+commit and content; and what `create_repo` and `upload_folder` send, every file within the commit.
+Revisions are directories: `<root>/<owner>/<name>/<revision>/<file>`.
 """
 
+import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+UPLOAD = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<stage>preupload|commit)/(?P<rev>[^/]+)")
 
 
 class HubServer(ThreadingHTTPServer):
@@ -42,6 +47,45 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # noqa: N802 - the standard library's name
         self.answer(with_body=True)
+
+    def do_POST(self) -> None:  # noqa: N802 - the standard library's name
+        self.server.requests.append((self.command, self.path))
+        self.server.tokens.add(self.headers.get("Authorization"))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        match = UPLOAD.fullmatch(self.path)
+        if self.path == "/api/repos/create":
+            wanted = json.loads(body)
+            return self.reply(
+                {"url": f"{self.server.url}/{wanted['organization']}/{wanted['name']}"}
+            )
+        if self.path == "/api/validate-yaml":
+            return self.reply({"warnings": [], "errors": []})
+        if match is None:
+            return self.refuse("RepoNotFound")
+        if match["stage"] == "preupload":
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.reply({"files": [{**mode, **f} for f in json.loads(body)["files"]]})
+        commit = commit_of(match["rev"])
+        self.store(self.server.root / match["repo"] / match["rev"], body)
+        url = f"{self.server.url}/{match['repo']}/commit/{commit}"
+        return self.reply({"commitUrl": url, "commitOid": commit})
+
+    @staticmethod
+    def store(revision: Path, commit: bytes) -> None:
+        """Write the files of a commit, which is a line of JSON for each operation."""
+        for operation in map(json.loads, commit.splitlines()):
+            if operation["key"] == "file":
+                path = revision / operation["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(operation["value"]["content"]))
+
+    def reply(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def answer(self, *, with_body: bool) -> None:
         self.server.requests.append((self.command, self.path))

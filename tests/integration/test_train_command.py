@@ -77,6 +77,7 @@ def test_checkpoint_carries_the_motion_target_and_the_tokenizer(trained: Run):
         "vae": "pool",
         "latent_shape": [3, 14, 14],
         "image_resolution": [112, 112],
+        "latents": None,
     }
     names = list(steps)
     assert names.index("device_processor") < names.index("motion_target_processor")

@@ -15,13 +15,14 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 LAYERS = [
     {"flow"},
     {"models"},
+    {"dataset_identity"},
     {"steps", "latent_store", "visualize"},
-    {"joint"},
+    {"joint", "extraction"},
     {"motion_pi0", "motion_pi05"},
     {"cli", "_plugin"},
 ]
 # Parts that may not know each other, whatever their layers.
-STRANGERS = [{"flow", "models"}, {"motion_pi0", "motion_pi05"}]
+STRANGERS = [{"flow", "models"}, {"joint", "extraction"}, {"motion_pi0", "motion_pi05"}]
 # Simulation knows nothing of the rest; only what registers or runs it may import it.
 ALONE = {"sim", "__init__"}
 PARTS = set.union(*LAYERS) | ALONE

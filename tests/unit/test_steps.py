@@ -3,10 +3,19 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.lerobot_types import TransitionKey
 from lerobot.processor import PolicyProcessorPipeline, ProcessorStepRegistry
 from lerobot.processor.converters import batch_to_transition, transition_to_batch
-from tiny import CAMERA, CAMERA_SIZE, make_dataset_batch, textured_frames, write_autoencoder
+from stores import HORIZON, LATENT_SHAPE, write_store
+from tiny import (
+    CAMERA,
+    CAMERA_SIZE,
+    make_dataset_batch,
+    textured_frames,
+    write_autoencoder,
+    write_dataset,
+)
 from torch import Tensor
 
 from lerobot_motion import steps
@@ -370,3 +379,72 @@ def test_targets_beyond_the_memory_are_made_again(monkeypatch: pytest.MonkeyPatc
     step._motion_latents(frames, both, torch.tensor([0, 1]))
 
     assert made == [1]
+
+
+# --- targets from a latent store ---
+
+
+@pytest.fixture(scope="module")
+def meta(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDatasetMetadata:
+    """Metadata of two episodes of ten frames."""
+    root = write_dataset(tmp_path_factory.mktemp("data") / "dataset", num_frames=10, size=(24, 32))
+    return LeRobotDatasetMetadata("tests/tiny", root=root)
+
+
+def test_a_stored_latent_belongs_to_its_frame(
+    meta: LeRobotDatasetMetadata, tmp_path: Path, no_models: None
+) -> None:
+    step = make_step(latents=str(write_store(tmp_path / "store", meta)))
+    batch = {**make_dataset_batch(), "index": torch.tensor([13, 2]), **unstacked()}
+
+    result = apply(step, batch)
+
+    assert result[MOTION_LATENT].shape == (2, *LATENT_SHAPE)
+    assert result[MOTION_LATENT].dtype == torch.float32
+    assert result[MOTION_LATENT][:, 0, 0, 0].tolist() == [13.0, 2.0]
+    assert result[MOTION_VALID].tolist() == [True, True]
+
+
+def test_stored_targets_at_an_episodes_end_are_not_valid(
+    meta: LeRobotDatasetMetadata, tmp_path: Path
+) -> None:
+    step = make_step(latents=str(write_store(tmp_path / "store", meta)))
+    last_with_a_future = 10 - HORIZON - 1
+    batch = {
+        **make_dataset_batch(),
+        "index": torch.tensor([last_with_a_future, last_with_a_future + 1]),
+        **unstacked(),
+    }
+
+    result = apply(step, batch)
+
+    assert result[MOTION_VALID].tolist() == [True, False]
+    assert not result[MOTION_LATENT][1].any()
+
+
+def test_a_frame_that_the_store_lacks_is_an_error(
+    meta: LeRobotDatasetMetadata, tmp_path: Path
+) -> None:
+    step = make_step(latents=str(write_store(tmp_path / "store", meta, episodes=((1, 1),))))
+    message = r"has no frame with index 9; it covers the episodes \[\[1, 1\]\]"
+
+    with pytest.raises(ValueError, match=message):
+        apply(step, {**make_dataset_batch(), "index": torch.tensor([12, 9]), **unstacked()})
+
+
+def test_observations_that_are_not_of_the_dataset_need_no_store() -> None:
+    batch = make_dataset_batch(stacked=False)
+
+    result = apply(make_step(latents="nowhere"), batch)
+
+    assert MOTION_LATENT not in result
+    assert torch.equal(result[CAMERA], batch[CAMERA])
+
+
+def test_the_path_of_the_store_is_saved() -> None:
+    assert make_step(latents="some/store").get_config()["latents"] == "some/store"
+
+
+def unstacked() -> dict[str, Tensor]:
+    """Observations as the data loader gives them where no future is asked for."""
+    return {key: value for key, value in make_dataset_batch(stacked=False).items() if key != "task"}

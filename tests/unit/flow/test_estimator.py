@@ -100,6 +100,24 @@ def test_the_callers_autocast_does_not_reach_raft() -> None:
     assert torch.equal(flow, estimator(first, second))
 
 
+def test_raft_runs_in_bfloat16_where_asked() -> None:
+    estimator = load("raft_small")
+    assert isinstance(estimator, RaftEstimator)
+    images = shifted_texture(5, 0)
+
+    flow = RaftEstimator(estimator.model, precision="bfloat16")(*images)
+
+    exact = estimator(*images)
+    assert flow.dtype == torch.float32
+    assert not torch.equal(flow, exact)
+    assert (flow - exact).norm(dim=1).mean() < 0.1
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be one of \('float32', 'bfloat16'\), got 'half'"):
+        RaftEstimator(raft_small(weights=None), precision="half")
+
+
 def test_raft_is_frozen_and_in_evaluation_mode() -> None:
     estimator = random_raft_small()
 

@@ -178,6 +178,7 @@ def test_settings_of_the_target_need_camera_and_latents() -> None:
         "vae": "pool",
         "latent_shape": [3, 28, 28],
         "image_resolution": [224, 224],
+        "latents": None,
     }
 
 

@@ -94,3 +94,36 @@ def test_the_hook_goes_on_top_of_another_plugins(
     make_train_config(policy, steps=7).validate()
 
     assert policy.train_run is not None
+
+
+def test_the_run_tells_which_transforms_move_pixels(validated: list[object]) -> None:
+    """LeRobot's default set has one."""
+    install_run_hook()
+    config = make_train_config(make_motion_config())
+    config.dataset.image_transforms.enable = True
+
+    config.validate()
+
+    assert config.policy.train_run.image_transforms
+    assert config.policy.train_run.geometric_transforms == ("affine (RandomAffine)",)
+
+
+def test_a_transform_without_weight_is_not_in_use(validated: list[object]) -> None:
+    install_run_hook()
+    config = make_train_config(make_motion_config())
+    config.dataset.image_transforms.enable = True
+    config.dataset.image_transforms.tfs["affine"].weight = 0.0
+
+    config.validate()
+
+    assert config.policy.train_run.geometric_transforms == ()
+
+
+def test_the_run_tells_its_episodes(validated: list[object]) -> None:
+    install_run_hook()
+    config = make_train_config(make_motion_config())
+    config.dataset.episodes = [3, 1]
+
+    config.validate()
+
+    assert config.policy.train_run.episodes == (3, 1)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from tiny import write_autoencoder
 from torch import Tensor
 
 from lerobot_motion.models.latent_codec import (
+    FLOW_VAE_DIR,
     LatentSpec,
+    latent_codec_sha256,
     load_latent_codec,
     read_latent_spec,
 )
@@ -256,3 +259,37 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match=r"motion_vae: no VAE could be read from the local dir"):
         load_latent_codec(str(path))
+
+
+# --- hash of the weights ---
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_hash_is_that_of_the_weights_file(tmp_path: Path) -> None:
+    path = write_autoencoder(tmp_path)
+
+    assert latent_codec_sha256(str(path)) == sha256_of(path / WEIGHTS)
+    assert latent_codec_sha256("flow") == sha256_of(FLOW_VAE_DIR / WEIGHTS)
+
+
+def test_weights_in_the_hubs_cache_have_a_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--vae"
+    write_autoencoder(repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+
+    expected = sha256_of(repository / "snapshots" / "abc" / WEIGHTS)
+    assert latent_codec_sha256("someone/vae") == expected
+    assert latent_codec_sha256("someone/other") is None
+
+
+def test_what_has_no_weights_at_hand_has_no_hash(tmp_path: Path) -> None:
+    assert latent_codec_sha256("pool") is None
+    assert latent_codec_sha256(str(tmp_path)) is None
+    assert latent_codec_sha256(str(tmp_path / "nowhere")) is None

@@ -1,0 +1,1 @@
+"""Extraction of motion targets: a LeRobotDataset in, a latent store out."""
