@@ -290,7 +290,8 @@ def _watched(
         while waiting and not stopped:
             stopped = stop.wait(_POLL_S)
             there = {shard.file for shard in waiting if (store / shard.file).exists()}
-            progress(sum(shard.num_frames for shard in waiting if shard.file in there))
+            if there:
+                progress(sum(shard.num_frames for shard in waiting if shard.file in there))
             waiting = [shard for shard in waiting if shard.file not in there]
 
     watcher = threading.Thread(target=watch, name="progress")

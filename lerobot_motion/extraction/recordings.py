@@ -262,10 +262,11 @@ class Recordings:
         try:
             rows = load_nested_dataset(self.meta.root / "data", features=features)
         except DatasetGenerationError as error:
+            reason = " ".join(str(error.__cause__).split())
             raise OSError(
                 f"dataset {self.meta.repo_id}: its data files could not be read into the cache of "
-                f"Hugging Face datasets ({' '.join(str(error.__cause__).split())}). The disk with HF_HOME may be full, or a "
-                "file damaged: fetch the dataset again."
+                f"Hugging Face datasets ({reason}). The disk with HF_HOME may be full, or a file "
+                "damaged: fetch the dataset again."
             ) from error
         return rows.select_columns([self.camera, "index"])
 

@@ -25,10 +25,10 @@ from lerobot_motion.latent_store import (
 
 logger = logging.getLogger(__name__)
 
-# By how much a target computed anew may differ from the stored one, as mean absolute difference over
-# the latent, whose elements have about unit variance. Measured (RAFT-large, 64 px): float16 and
-# another batch size 0.0000, bfloat16 instead of float32 0.0025 at most; the target of the next frame
-# 0.017 to 0.074. A smaller scale enlarges all of these.
+# By how much a target computed anew may differ from the stored one, as mean absolute difference
+# over the latent, whose elements have about unit variance. Measured (RAFT-large, 64 px): float16
+# and another batch size 0.0000, bfloat16 instead of float32 0.0025 at most; the target of the next
+# frame 0.017 to 0.074. A smaller scale enlarges all of these.
 TOLERANCE = 0.01
 _TOLERANCE_SCALE = 64.0
 _MAX_TOLERANCE = 0.1

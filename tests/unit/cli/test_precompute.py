@@ -3,6 +3,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -252,3 +253,175 @@ def test_the_camera_may_be_left_out_where_there_is_one(dataset: Path, tmp_path: 
 
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert manifest["settings"]["camera"] == CAMERA
+
+
+# --- looking at a store ---
+
+
+@pytest.fixture
+def store(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A complete store."""
+    assert main(flags(dataset, f"--output={tmp_path / 'store'}")) == 0
+    capsys.readouterr()
+    return tmp_path / "store"
+
+
+def test_a_store_is_inspected_without_its_dataset(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precompute, "open_dataset", lambda *_: pytest.fail("opened the dataset"))
+
+    assert main([f"--inspect={store}"]) == 0
+
+    printed = capsys.readouterr().out
+    assert "state        complete: 2 shards" in printed
+    assert LatentStore(store).settings.fingerprint in printed
+
+
+def test_a_good_store_is_verified(
+    store: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content_of(store)
+
+    code = main([f"--verify={store}", f"--dataset.root={dataset}", "--device=cpu"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert lines[0] == f"store        {store}"
+    assert lines[-1] == "The store is well."
+    assert [line.split()[1] for line in lines[1:-1]] == ["ok,"] * 7
+    assert content_of(store) == before
+
+
+def test_a_damaged_store_is_exit_code_1(
+    store: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "shards" / "000001.safetensors").unlink()
+
+    assert main([f"--verify={store}", f"--dataset.root={dataset}", "--device=cpu"]) == 1
+
+    printed = capsys.readouterr().out
+    assert "checksums    FAILED\n  shards/000001.safetensors is missing\n" in printed
+    assert printed.endswith("The store is NOT well.\n")
+
+
+def test_a_dataset_that_is_not_there_is_a_failed_check(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"--verify={store}", f"--dataset.root={tmp_path / 'none'}"]) == 1
+
+    assert "dataset      FAILED\n  dataset: no LeRobotDataset" in capsys.readouterr().out
+
+
+def test_a_store_is_verified_with_the_weights_it_was_made_with(
+    store: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"--verify={store}", f"--dataset.root={dataset}", "--flow_weights=x"]) == 1
+
+    assert "targets      FAILED\n  flow_estimator=dis has no weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inspect={tmp}/none"], "no latent store at"),
+        (["--inspect={tmp}", "--verify={tmp}"], "pass one of them"),
+        (["--verify={tmp}", "--num_samples=-1"], "num_samples must not be negative, got -1"),
+    ],
+)
+def test_bad_questions_about_a_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
+
+    assert message in capsys.readouterr().err
+
+
+# --- tasks ---
+
+
+def test_an_executor_makes_the_store(
+    store: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "by_tasks"
+
+    code = main(flags(dataset, f"--output={output}", "--executor=local", "--workers=1"))
+
+    assert code == 0
+    assert "frames:   36, of which 15 masked" in capsys.readouterr().out
+    assert content_of(output) == content_of(store)
+
+
+def test_options_of_the_executor_are_read_as_yaml(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = '--executor_options={time: "04:00:00", queue: gpu}'
+
+    code = main(
+        flags(dataset, f"--output={tmp_path / 's'}", "--executor=slurm", "--tasks=2", options)
+    )
+
+    assert code == 1
+    assert "SlurmPipelineExecutor has no queue; it has" in capsys.readouterr().err
+
+
+def test_slurm_is_told_what_the_tasks_need(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    from lerobot_motion.extraction import executors
+
+    submitted: list[Any] = []
+    monkeypatch.setattr(executors, "submit_tasks", lambda *args: submitted.append(args))
+    monkeypatch.chdir(tmp_path)
+    options = '--executor_options={time: "04:00:00", partition: gpu, cpus_per_task: 3}'
+    # The machine that submits has no GPU.
+    changes = ("--output=s", "--executor=slurm", "--tasks=2", options, "--device=cuda")
+
+    assert main([*flags(dataset, *changes, "--num_workers=null")]) == 0
+
+    ((extraction, work, launch),) = submitted
+    assert (launch.tasks, launch.workers, launch.options["time"]) == (2, 2, "04:00:00")
+    assert work.store == tmp_path / "s"
+    assert (work.root, work.device, work.threads) == (str(dataset), "cuda", None)
+    assert work.compute.num_workers == 3
+    assert extraction.compute.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--executor=cloud --tasks=1", "executor must be one of"),
+        ("--executor=local", "executor=local needs --tasks or --workers, got neither"),
+        ("--executor=local --tasks=0", "tasks and workers must be at least 1, got 0 and 0"),
+        ("--tasks=4", "tasks needs --executor, got 4 without one"),
+        ("--workers=4", "workers needs --executor, got 4 without one"),
+        ("--executor_options={a: 1}", "executor_options needs --executor"),
+    ],
+)
+def test_bad_executors_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    changes = change.split(" --")
+    more = [changes[0], *(f"--{text}" for text in changes[1:])]
+
+    assert main(flags(dataset, f"--output={tmp_path / 'store'}", *more)) == 1
+
+    assert message in capsys.readouterr().err
+
+
+def test_without_datatrove_the_extra_is_named(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    find = precompute_arguments.importlib.util.find_spec
+    monkeypatch.setattr(
+        precompute_arguments.importlib.util,
+        "find_spec",
+        lambda name: None if name == "datatrove" else find(name),
+    )
+
+    code = main(flags(dataset, f"--output={tmp_path / 's'}", "--executor=local", "--tasks=2"))
+
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "executor=local needs datatrove, which is not installed" in error
+    assert "pip install 'lerobot_policy_motion[cluster]'" in error
