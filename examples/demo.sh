@@ -40,7 +40,7 @@ grep -ohE 'step:[0-9K]+ .*' "$log" | sed -E 's/smpl:.*(loss:[0-9.]+) grdn.*(acti
 checkpoint="$out/train/checkpoints/last/pretrained_model"
 
 step "Evaluating it in the simulator"
-# Shorter than gym-aloha's 400 steps, but long enough: the expert first succeeds after about 110.
+# Shorter than gym-aloha's 400 steps, but long enough: the expert first succeeds after about 150.
 quietly lerobot-eval --policy.path="$checkpoint" --env.type=aloha --env.task=AlohaTransferCube-v0 \
   --env.episode_length=180 --eval.n_episodes=1 --eval.batch_size=1 --eval.use_async_envs=false \
   --output_dir="$out/eval"

@@ -120,25 +120,25 @@ def transfer_waypoints(cube: Floats) -> dict[Arm, list[Waypoint]]:
     meeting = np.array([0.0, 0.5, 0.22])
     ahead = np.array([0.13, 0.0, 0.0])
     right = [
-        Waypoint(30, RIGHT.pads(cube + 0.10 * away, tilt), GRIPPER_OPEN),
-        Waypoint(49, RIGHT.pads(cube, tilt), GRIPPER_OPEN),
-        Waypoint(53, None, GRIPPER_OPEN),  # The arm lags its command by a few steps.
-        Waypoint(64, None, GRIPPER_SHUT),
-        Waypoint(81, RIGHT.pads(cube + np.array([0.0, 0.0, 0.10]), tilt), GRIPPER_SHUT),
-        Waypoint(107, RIGHT.pads(meeting, tilt), GRIPPER_SHUT),
-        Waypoint(132, None, GRIPPER_SHUT),
-        Waypoint(142, None, GRIPPER_OPEN),
-        Waypoint(158, RIGHT.pads(meeting + 0.12 * away, tilt), GRIPPER_OPEN),
+        Waypoint(35, RIGHT.pads(cube + 0.10 * away, tilt), GRIPPER_OPEN),
+        Waypoint(57, RIGHT.pads(cube, tilt), GRIPPER_OPEN),
+        Waypoint(62, None, GRIPPER_OPEN),  # The arm lags its command by a few steps.
+        Waypoint(74, None, GRIPPER_SHUT),
+        Waypoint(94, RIGHT.pads(cube + np.array([0.0, 0.0, 0.10]), tilt), GRIPPER_SHUT),
+        Waypoint(125, RIGHT.pads(meeting, tilt), GRIPPER_SHUT),
+        Waypoint(154, None, GRIPPER_SHUT),
+        Waypoint(165, None, GRIPPER_OPEN),
+        Waypoint(185, RIGHT.pads(meeting + 0.12 * away, tilt), GRIPPER_OPEN),
     ]
     left = [
-        Waypoint(39, None, GRIPPER_SHUT),
-        Waypoint(90, LEFT.pads(meeting - ahead, 0.0, np.pi / 2), GRIPPER_OPEN),
-        Waypoint(99, None, GRIPPER_OPEN),
-        Waypoint(115, LEFT.pads(meeting, 0.0, np.pi / 2), GRIPPER_OPEN),
-        Waypoint(118, None, GRIPPER_OPEN),
-        Waypoint(128, None, GRIPPER_SHUT),
-        Waypoint(143, None, GRIPPER_SHUT),
-        Waypoint(161, LEFT.pads(meeting - ahead / 2, 0.0, np.pi / 2), GRIPPER_SHUT),
+        Waypoint(46, None, GRIPPER_SHUT),
+        Waypoint(105, LEFT.pads(meeting - ahead, 0.0, np.pi / 2), GRIPPER_OPEN),
+        Waypoint(115, None, GRIPPER_OPEN),
+        Waypoint(134, LEFT.pads(meeting, 0.0, np.pi / 2), GRIPPER_OPEN),
+        Waypoint(138, None, GRIPPER_OPEN),
+        Waypoint(150, None, GRIPPER_SHUT),
+        Waypoint(167, None, GRIPPER_SHUT),
+        Waypoint(188, LEFT.pads(meeting - ahead / 2, 0.0, np.pi / 2), GRIPPER_SHUT),
     ]
     return {LEFT: left, RIGHT: right}
 

@@ -51,7 +51,7 @@ def test_records_a_data_set_lerobot_can_open(tmp_path, use_videos):
 
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == 1
-    assert "Recorded 1 episodes, 28 frames" in result.stdout
+    assert "Recorded 1 episodes, 20 frames" in result.stdout
     assert "succeeded on 1 of 1 seeds (100%)" in result.stdout
     assert list(tmp_path.iterdir()) == [root]  # Nothing unfinished is left beside it.
     check_dataset(root)

@@ -117,7 +117,7 @@ def test_actions_are_smooth_from_the_reset_pose_on(expert, place):
     np.testing.assert_allclose(arms[0], [*START_ARM_POSE[:6], *START_ARM_POSE[8:14]], atol=1e-6)
     assert np.abs(np.diff(arms, axis=0)).max() < 0.06  # Radians a step: 3 rad/s.
     assert np.abs(np.diff(arms, n=2, axis=0)).max() < 0.01  # A spinning wrist would exceed this.
-    assert np.abs(np.diff(actions[:, GRIPPERS], axis=0)).max() < 0.12
+    assert np.abs(np.diff(actions[:, GRIPPERS], axis=0)).max() < 0.16  # A stroke takes 0.2 s.
     np.testing.assert_array_equal(actions[-STABLE_STEPS:], np.tile(actions[-1], (STABLE_STEPS, 1)))
 
 
