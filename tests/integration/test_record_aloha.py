@@ -73,7 +73,7 @@ def check_dataset(root: Path) -> None:
         if feature.type is not FeatureType.VISUAL:  # LeRobot's is 480 x 640.
             assert recorded[name].shape == feature.shape
 
-    assert (dataset.fps, dataset.num_episodes, len(dataset)) == (5, 1, 28)
+    assert (dataset.fps, dataset.num_episodes, len(dataset)) == (5, 1, 20)
     first, last = dataset[0], dataset[27]
     assert first["task"] == "transfer_cube"
     assert first["observation.images.top"].shape == (3, 96, 128)
