@@ -13,7 +13,7 @@ import lerobot_motion.sim.config_aloha_sim_expert
 import lerobot_motion.sim.robotwin_randomized
 import lerobot_motion.steps  # noqa: F401
 from lerobot_motion.joint.driving import install_rollout_hook
-from lerobot_motion.joint.run import install_run_hook
+from lerobot_motion.training.run import install_run_hook
 
 install_run_hook()
 install_rollout_hook()

@@ -18,10 +18,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 # Importing the configurations registers their types.
 import lerobot_motion.motion_pi0.configuration_motion_pi0
 import lerobot_motion.motion_pi05.configuration_motion_pi05  # noqa: F401
+from lerobot_motion.checkpoints.loading import CheckpointSource
+from lerobot_motion.checkpoints.uploading import UPLOAD_ERRORS
 from lerobot_motion.cli.command import run_command
 from lerobot_motion.joint.export import export_checkpoint
-from lerobot_motion.joint.loading import CheckpointSource
-from lerobot_motion.joint.publishing import UPLOAD_ERRORS
 
 
 @dataclass

@@ -18,6 +18,7 @@ from lerobot.utils.random_utils import set_seed
 # Importing the configurations registers their types.
 import lerobot_motion.motion_pi0.configuration_motion_pi0
 import lerobot_motion.motion_pi05.configuration_motion_pi05  # noqa: F401
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.cli.command import run_command
 from lerobot_motion.cli.precompute_arguments import DatasetArguments
 from lerobot_motion.extraction.recordings import (
@@ -28,7 +29,6 @@ from lerobot_motion.extraction.recordings import (
 )
 from lerobot_motion.extraction.targets import usable_device
 from lerobot_motion.flow.estimator import FLOW_ESTIMATORS
-from lerobot_motion.joint.loading import CheckpointSource
 from lerobot_motion.steps import MotionTargetStep
 from lerobot_motion.viz.checkpoints import held_out_episodes, read_motion_config
 from lerobot_motion.viz.imagination import Imagination, Observations, load_imagination

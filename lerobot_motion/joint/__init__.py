@@ -1,1 +1,1 @@
-"""What the joint policies share: settings, backbone, objective, loading and processors."""
+"""What the joint policies share: settings, backbone, objective, adapters and processors."""

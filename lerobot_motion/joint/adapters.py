@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lerobot_motion.checkpoints.loading import MOTION_HEAD_PREFIX, CheckpointSource, read_weights
 from lerobot_motion.joint.configuration import JointMotionConfig
-from lerobot_motion.joint.loading import MOTION_HEAD_PREFIX, CheckpointSource, read_weights
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy as _Policy

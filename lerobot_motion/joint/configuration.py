@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
 from lerobot_motion.flow.estimator import FLOW_ESTIMATORS, RAFT_MIN_SIZE, RAFT_STRIDE
-from lerobot_motion.joint.checkpoint_path import HiddenCheckpointPath
 from lerobot_motion.joint.settling import OneOrSeveral, SettledByDataset
 from lerobot_motion.joint.speed import SpeedSettings
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.models.latent_codec import EMBEDDED_CODECS
 from lerobot_motion.motion_target import MOTION_TARGETS, NO_TARGET, target_image
 from lerobot_motion.steps import BYTE_TOKENIZER
+from lerobot_motion.training.train_run import TrainRun
 
 if TYPE_CHECKING:
     # At run time a plain mixin: a dataclass base would bring its defaults before the policy's.
@@ -228,7 +228,7 @@ class JointMotionConfig(SettledByDataset, HiddenCheckpointPath, SpeedSettings, _
         return getattr(self, "_train_run", None)
 
     def enter_run(self, run: TrainRun) -> None:
-        """Take note of the run that trains this policy; called by the hook in `joint/run.py`.
+        """Take note of the run that trains this policy; called by the hook in `training/run.py`.
 
         Args:
             run: Settings of the run.

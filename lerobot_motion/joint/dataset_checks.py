@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.joint.stored_targets import settle_latent_stores
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.train_run import TrainRun
 
 if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDatasetMetadata

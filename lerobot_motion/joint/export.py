@@ -27,16 +27,16 @@ from lerobot.utils.import_utils import require_package
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lerobot_motion.files import sync
-from lerobot_motion.joint.adapters import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
-from lerobot_motion.joint.configuration import JointMotionConfig
-from lerobot_motion.joint.export_card import export_card
-from lerobot_motion.joint.loading import (
+from lerobot_motion.checkpoints.export_card import export_card
+from lerobot_motion.checkpoints.loading import (
     MOTION_HEAD_PREFIX,
     CheckpointSource,
     read_policy_type,
     read_weights,
 )
+from lerobot_motion.files import sync
+from lerobot_motion.joint.adapters import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.steps import IS_PAD, MOTION_TARGET_STEP
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch._functorch.config as functorch_config
 from torch import Tensor
 
 from lerobot_motion.joint.configuration import JointMotionConfig
-from lerobot_motion.joint.ranks import is_sharded
+from lerobot_motion.training.ranks import is_sharded
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy as _Policy

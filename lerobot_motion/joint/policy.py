@@ -10,6 +10,13 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from lerobot_motion.checkpoints.card_tables import describe_dataset
+from lerobot_motion.checkpoints.loading import (
+    CheckpointSource,
+    load_weights,
+    read_policy_type,
+    warn_of_missing_processors,
+)
 from lerobot_motion.joint.adapters import (
     AdapterTraining,
     adapters_for,
@@ -17,24 +24,17 @@ from lerobot_motion.joint.adapters import (
     naming_adapters,
 )
 from lerobot_motion.joint.backbone import JointModel
-from lerobot_motion.joint.card_tables import describe_dataset
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.joint.dataset_checks import check_dataset
 from lerobot_motion.joint.driving import PaceWarning
 from lerobot_motion.joint.gradient_balance import GradientBalance
 from lerobot_motion.joint.imagining import Imagining
-from lerobot_motion.joint.loading import (
-    CheckpointSource,
-    load_weights,
-    read_policy_type,
-    warn_of_missing_processors,
-)
 from lerobot_motion.joint.objective import MotionTarget, mean_of_draws, motion_losses
 from lerobot_motion.joint.predicted_video import PredictedVideo
-from lerobot_motion.joint.ranks import check_sharding, drawing_apart
 from lerobot_motion.joint.validation_losses import ValidationLosses
 from lerobot_motion.motion_target import NO_TARGET
 from lerobot_motion.steps import MOTION_LATENT, MOTION_VALID
+from lerobot_motion.training.ranks import check_sharding, drawing_apart
 
 
 class JointMotionPolicy(

@@ -1,30 +1,26 @@
-"""Checkpoints that say what they are, and uploads to the Hub that come whole or not at all."""
+"""Checkpoints of a run that say what they are, and their upload."""
 
-import logging
-import math
-import shutil
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import torch
-from huggingface_hub import HfApi, ModelCard, get_token
-from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub import HfApi, ModelCard
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.utils.constants import (
-    CHECKPOINTS_DIR,
-    LAST_CHECKPOINT_LINK,
     POLICY_POSTPROCESSOR_DEFAULT_NAME,
     POLICY_PREPROCESSOR_DEFAULT_NAME,
-    PRETRAINED_MODEL_DIR,
 )
 from torch import Tensor, distributed
 
-from lerobot_motion.joint.card_tables import MeanLosses, Training, describe_dataset
-from lerobot_motion.joint.model_card import PICTURE, make_model_card
+from lerobot_motion.checkpoints.card_tables import Training, describe_dataset
+from lerobot_motion.checkpoints.model_card import PICTURE, make_model_card
+from lerobot_motion.checkpoints.uploading import (
+    UPLOAD_ERRORS,
+    CardWithProcessors,
+    last_checkpoint,
+    upload_command,
+)
+from lerobot_motion.training.recent_losses import RecentLosses
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy as _Policy
@@ -34,109 +30,7 @@ else:
     # At run time a plain mixin, whose next class in the MRO is LeRobot's policy.
     _Policy = torch.nn.Module
 
-logger = logging.getLogger(__name__)
-
 CARD = "README.md"
-# What an upload raises: the Hub's errors are OSErrors, refused files and metadata ValueErrors, a
-# file that breaks off a RuntimeError.
-UPLOAD_ERRORS = (OSError, ValueError, RuntimeError, httpx.HTTPError)
-_NUM_RECENT_BATCHES = 100
-
-
-class RecentLosses:
-    """Losses of the last training batches, either of the warm-up or of joint learning."""
-
-    def __init__(self, num_batches: int = _NUM_RECENT_BATCHES) -> None:
-        """Begin with none.
-
-        Args:
-            num_batches: How many batches to keep.
-        """
-        self._losses: deque[dict[str, float]] = deque(maxlen=num_batches)
-        self._in_warmup = False
-
-    def add(self, log: dict[str, Any], *, in_warmup: bool) -> None:
-        """Note the losses of a batch. When the warm-up ends, those before it are dropped.
-
-        Args:
-            log: What the policy's `forward` logs.
-            in_warmup: Whether the batch is one of the warm-up.
-        """
-        if in_warmup != self._in_warmup:
-            self._losses.clear()
-        self._in_warmup = in_warmup
-        names = ("loss", "action_loss", "motion_loss")
-        self._losses.append({name: float(log[name]) for name in names if name in log})
-
-    def means(self) -> MeanLosses | None:
-        """Means of what was noted; None if there is nothing."""
-        if not self._losses:
-            return None
-        count = len(self._losses)
-        values = {name: math.fsum(row[name] for row in self._losses) for name in self._losses[0]}
-        means = {name: total / count for name, total in values.items()}
-        return MeanLosses(count, means, self._in_warmup)
-
-
-def check_upload(run: TrainPipelineConfig) -> None:
-    """Refuse, before anything is trained, an upload that is bound to fail.
-
-    Args:
-        run: Configuration of the run, validated by LeRobot: where it uploads, it has a `repo_id`.
-
-    Raises:
-        ValueError: If `repo_id` is no repository's id, or the Hub is switched off.
-    """
-    repo_id, uploads = run.policy.repo_id, run.policy.push_to_hub or run.save_checkpoint_to_hub
-    if repo_id is None or not uploads or run.job.is_remote:
-        return
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"--policy.repo_id must be <user>/<name>: {error}") from error
-    if HF_HUB_OFFLINE:
-        raise ValueError(
-            f"the run is to be uploaded to {repo_id}, but HF_HUB_OFFLINE is set. Unset it, or pass "
-            "--policy.push_to_hub=false --save_checkpoint_to_hub=false and upload a checkpoint "
-            f"later: {_upload_command(repo_id, last_checkpoint(run))}"
-        )
-    if get_token() is None:
-        logger.warning(
-            "The run is to be uploaded to %s, and there is no token for the Hub: run `hf auth "
-            "login` or set HF_TOKEN before it ends.",
-            repo_id,
-        )
-
-
-def last_checkpoint(run: TrainPipelineConfig) -> Path:
-    """Where a run's last checkpoint lies, or will.
-
-    Args:
-        run: Configuration of the run.
-    """
-    parts = (CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR)
-    return Path(str(run.output_dir)).joinpath(*parts)
-
-
-class CardWithProcessors(ModelCard):
-    """A card that brings the processors along to the folder that it is saved to.
-
-    LeRobot 0.6.1 uploads weights, configuration and card in one commit, and each processor in one
-    of its own. In between, and for good if the upload breaks off, the Hub would show new weights
-    with no processors, or with the statistics of an earlier run.
-    """
-
-    processors: tuple[Path, ...] = ()
-
-    def save(self, filepath: Path | str) -> None:
-        """Write the card, and the processors beside it.
-
-        Args:
-            filepath: The card's path.
-        """
-        super().save(filepath)
-        for path in self.processors:
-            shutil.copyfile(path, Path(filepath).with_name(path.name))
 
 
 class Publishing(_Policy):
@@ -255,7 +149,7 @@ class Publishing(_Policy):
             directory = last_checkpoint(cfg)
             advice = (
                 f"The checkpoint is whole in {directory}; upload it with: "
-                f"{_upload_command(repo_id, directory)}"
+                f"{upload_command(repo_id, directory)}"
                 if directory.is_dir()
                 else "There is no local checkpoint of it (--save_checkpoint=false)."
             )
@@ -278,7 +172,3 @@ def _num_processes() -> int:
 
 def _picture(run: Any) -> Path:
     return Path(str(run.output_dir)) / PICTURE
-
-
-def _upload_command(repo_id: str, directory: Path) -> str:
-    return f"hf upload {repo_id} {directory}"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lerobot_motion.joint.card_tables import DatasetFacts
+from lerobot_motion.checkpoints.card_tables import DatasetFacts
 from lerobot_motion.models.latent_codec import read_latent_spec
 from lerobot_motion.steps import EMPTY_CAMERA
 

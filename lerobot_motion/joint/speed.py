@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lerobot_motion.joint.attention import AUTO, EAGER, SDPA, require_sdpa
-from lerobot_motion.joint.optimizer import FusedAdamWConfig
+from lerobot_motion.training.optimizer import FusedAdamWConfig
 
 if TYPE_CHECKING:
     # At run time a plain mixin: a dataclass base would bring its defaults before the policy's.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from lerobot_motion.dataset_identity import DatasetIdentity, dataset_identity
 from lerobot_motion.joint.configuration import JointMotionConfig
-from lerobot_motion.joint.ranks import is_first_of_its_machine
-from lerobot_motion.joint.resume_checks import check_resumed_store
 from lerobot_motion.joint.settling import AUTO_LATENTS
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.latent_store import BESIDE_DATASET, LatentStore, find_stores, open_latent_store
 from lerobot_motion.models.latent_codec import latent_codec_sha256
+from lerobot_motion.training.ranks import is_first_of_its_machine
+from lerobot_motion.training.resume_checks import check_resumed_store
+from lerobot_motion.training.train_run import TrainRun
 
 if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDatasetMetadata

@@ -11,8 +11,12 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.datasets import LeRobotDatasetMetadata
 from safetensors import SafetensorError, safe_open
 
+from lerobot_motion.checkpoints.loading import (
+    MOTION_HEAD_PREFIX,
+    CheckpointSource,
+    read_policy_type,
+)
 from lerobot_motion.joint.configuration import JointMotionConfig
-from lerobot_motion.joint.loading import MOTION_HEAD_PREFIX, CheckpointSource, read_policy_type
 from lerobot_motion.motion_target import NO_TARGET
 
 

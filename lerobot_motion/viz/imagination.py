@@ -14,8 +14,8 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.joint.export import merged_policy
-from lerobot_motion.joint.loading import CheckpointSource
 from lerobot_motion.models.latent_codec import LatentCodec, load_latent_codec
 from lerobot_motion.steps import MOTION_TARGET_STEP
 

@@ -12,9 +12,9 @@ from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file, save_file
 from tiny import BASES, make_dataset_batch, save_adapters, save_full_size_checkpoint
 
+from lerobot_motion.checkpoints.loading import MOTION_HEAD_PREFIX
 from lerobot_motion.cli.export import main
 from lerobot_motion.joint import backbone
-from lerobot_motion.joint.loading import MOTION_HEAD_PREFIX
 from lerobot_motion.steps import ByteTokenizerStep
 
 SIZES = {

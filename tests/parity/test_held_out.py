@@ -9,8 +9,8 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
 from tiny import make_motion_config, write_dataset
 
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.extraction.recordings import open_dataset
-from lerobot_motion.joint.loading import CheckpointSource
 from lerobot_motion.viz.checkpoints import held_out_episodes
 
 

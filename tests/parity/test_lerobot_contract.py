@@ -237,7 +237,7 @@ def test_the_stock_policy_knows_nothing_of_our_fields(base: str) -> None:
         assert getattr(our_config, name) == getattr(stock_config, name), name
 
 
-# --- the training script: joint/run.py, joint/configuration.py ---
+# --- the training script: training/run.py, joint/configuration.py ---
 
 
 def test_the_run_is_validated_before_anything_is_built() -> None:

@@ -23,8 +23,8 @@ from tiny import (
     shared_file,
 )
 
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.steps import MOTION_LATENT, MOTION_VALID, ByteTokenizerStep, MotionTargetStep
+from lerobot_motion.training.train_run import TrainRun
 
 WRIST = "observation.images.wrist"
 CAMERAS = (CAMERA, WRIST)

@@ -1,4 +1,4 @@
-"""What exact resumption leans on in LeRobot, accelerate and PyTorch (joint/exact_resume.py).
+"""What exact resumption leans on in LeRobot, accelerate and PyTorch (training/exact_resume.py).
 
 Each test fails when one of them changes that: perhaps a stand-in is no longer needed.
 """
@@ -21,7 +21,7 @@ from lerobot.scripts import lerobot_train
 from lerobot.utils.random_utils import load_rng_state, save_rng_state
 from torch.utils.data import DataLoader, Dataset
 
-from lerobot_motion.joint.exact_resume import REPLACED, TRAINING_SCRIPT, enter_exact_run
+from lerobot_motion.training.exact_resume import REPLACED, TRAINING_SCRIPT, enter_exact_run
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from lerobot_motion.cli.precompute import main
 from lerobot_motion.joint.configuration import JointMotionConfig
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
 from lerobot_motion.steps import MOTION_LATENT, MOTION_VALID
+from lerobot_motion.training.train_run import TrainRun
 
 Targets = dict[int, tuple[Tensor, bool]]
 

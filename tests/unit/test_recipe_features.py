@@ -21,9 +21,9 @@ from recipe_datasets import RecipeDataset
 
 import lerobot_motion.motion_pi05.configuration_motion_pi05  # noqa: F401 - registers the type
 from lerobot_motion.joint.dataset_checks import check_dataset
-from lerobot_motion.joint.run import install_run_hook
 from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
 from lerobot_motion.sim.robotwin_randomized import RoboTwinRandomizedEnvConfig
+from lerobot_motion.training.run import install_run_hook
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "policy"
 DATASETS = {

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from lerobot.configs.train import TrainPipelineConfig
 
-from lerobot_motion.joint.run import install_run_hook
 from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
 from lerobot_motion.motion_pi05.configuration_motion_pi05 import MotionPi05Config
+from lerobot_motion.training.run import install_run_hook
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "policy").glob("*.yaml"))
 

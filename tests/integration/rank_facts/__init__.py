@@ -18,8 +18,8 @@ from lerobot.scripts import lerobot_train
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from lerobot_motion.checkpoints.loading import MOTION_HEAD_PREFIX
 from lerobot_motion.joint.backbone import JointModel
-from lerobot_motion.joint.loading import MOTION_HEAD_PREFIX
 from lerobot_motion.joint.policy import JointMotionPolicy
 from lerobot_motion.latent_store import tensors_sha256
 from lerobot_motion.steps import MOTION_VALID

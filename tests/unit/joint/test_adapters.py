@@ -21,12 +21,12 @@ from tiny import (
 )
 from torch import Tensor
 
-from lerobot_motion.joint import loading
+from lerobot_motion.checkpoints import loading
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.joint.adapters import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, weights_fingerprint
 from lerobot_motion.joint.export import merged_weights
-from lerobot_motion.joint.loading import CheckpointSource
 from lerobot_motion.joint.parameter_counts import PARTS, part_of
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.train_run import TrainRun
 
 on_both_bases = pytest.mark.parametrize("base", sorted(BASES))
 COUNTER = "base_model.model.model.motion_head.num_updates"

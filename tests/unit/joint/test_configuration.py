@@ -6,8 +6,8 @@ import pytest
 from lerobot.configs import PreTrainedConfig
 from tiny import CAMERA, make_motion_config
 
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
+from lerobot_motion.training.train_run import TrainRun
 
 # Too small for RAFT.
 SMALL: dict[str, Any] = {"image_resolution": (112, 112)}

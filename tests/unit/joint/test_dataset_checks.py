@@ -7,7 +7,7 @@ from tiny import CAMERA, make_motion_config, make_motion_policy, write_dataset
 
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.joint.dataset_checks import check_dataset
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.train_run import TrainRun
 
 WRIST = "observation.images.wrist"
 

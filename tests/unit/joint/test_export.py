@@ -21,12 +21,12 @@ from tiny import (
     save_stock_checkpoint,
 )
 
+from lerobot_motion.checkpoints.export_card import export_card
+from lerobot_motion.checkpoints.loading import MOTION_HEAD_PREFIX, CheckpointSource
 from lerobot_motion.joint import export as export_module
 from lerobot_motion.joint.backbone import replaced, tiny_backbone
 from lerobot_motion.joint.export import Export, export_checkpoint, stock_config, stock_steps
-from lerobot_motion.joint.export_card import export_card
-from lerobot_motion.joint.loading import MOTION_HEAD_PREFIX, CheckpointSource
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.train_run import TrainRun
 
 WEIGHTS = "model.safetensors"
 on_both_bases = pytest.mark.parametrize("base", sorted(BASES), indirect=True)

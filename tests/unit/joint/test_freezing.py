@@ -11,7 +11,7 @@ from tiny import BASES, make_batch, make_motion_config, make_motion_policy, make
 from tiny import wake_motion_head as awake
 from torch import Tensor, nn
 
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.train_run import TrainRun
 
 HEAD = "model.motion_head."
 VLM = "model.paligemma_with_expert.paligemma."

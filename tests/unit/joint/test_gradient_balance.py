@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lerobot_motion.joint import gradient_balance as module
 from lerobot_motion.joint.gradient_balance import gradient_balance
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.steps import MOTION_VALID
+from lerobot_motion.training.train_run import TrainRun
 
 NAMES = {"action_gradient_norm", "motion_gradient_norm", "gradient_cosine"}
 

@@ -1,6 +1,4 @@
 import inspect
-import logging
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,15 +6,13 @@ from typing import Any
 import httpx
 import pytest
 from huggingface_hub import ModelCard
-from lerobot.configs.default import DatasetConfig
-from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from tiny import make_batch, make_motion_policy
+from training_runs import make_run
 
+from lerobot_motion.checkpoints.uploading import last_checkpoint
 from lerobot_motion.joint import publishing
-from lerobot_motion.joint.card_tables import MeanLosses
-from lerobot_motion.joint.publishing import RecentLosses, check_upload, last_checkpoint
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.train_run import TrainRun
 
 FACTS = SimpleNamespace(
     repo_id="user/cubes",
@@ -26,16 +22,6 @@ FACTS = SimpleNamespace(
     robot_type=None,
     tasks=SimpleNamespace(index=[]),
 )
-
-
-def make_run(policy: Any, output_dir: Path, **settings: Any) -> TrainPipelineConfig:
-    return TrainPipelineConfig(
-        dataset=DatasetConfig(repo_id="user/cubes"),
-        policy=policy.config,
-        output_dir=output_dir,
-        steps=10,
-        **settings,
-    )
 
 
 @pytest.fixture
@@ -52,39 +38,6 @@ def upload(policy: Any) -> None:
 
 
 # --- losses ---
-
-
-def log_of(value: float) -> dict[str, Any]:
-    return {
-        "loss": value,
-        "action_loss": 2 * value,
-        "motion_loss": 3 * value,
-        "loss_per_dim": [1.0],
-    }
-
-
-def test_the_last_batches_are_averaged() -> None:
-    losses = RecentLosses(num_batches=2)
-    assert losses.means() is None
-
-    for value in (9.0, 1.0, 2.0):
-        losses.add(log_of(value), in_warmup=False)
-
-    means = {"loss": 1.5, "action_loss": 3.0, "motion_loss": 4.5}
-    assert losses.means() == MeanLosses(2, means, in_warmup=False)
-
-
-def test_the_warmups_losses_are_dropped_when_it_ends() -> None:
-    losses = RecentLosses()
-    losses.add({"loss": 5.0, "action_loss": math.nan, "motion_loss": 5.0}, in_warmup=True)
-    in_warmup = losses.means()
-    losses.add(log_of(1.0), in_warmup=False)
-
-    assert in_warmup is not None
-    assert (in_warmup.num_batches, in_warmup.in_warmup) == (1, True)
-    assert losses.means() == MeanLosses(
-        1, {"loss": 1.0, "action_loss": 2.0, "motion_loss": 3.0}, in_warmup=False
-    )
 
 
 @pytest.mark.parametrize("motion_target", ["flow_image", "none"])
@@ -269,66 +222,3 @@ def test_a_picture_is_uploaded_before_the_card_that_shows_it(
     ]
     card = policy.generate_model_card("", "", None, None, cfg=policy.config.train_run.pipeline)
     assert "](motion.png)" in card.text
-
-
-# --- before training ---
-
-
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(publishing, "get_token", lambda: "hf_loopback")
-
-
-@pytest.mark.usefixtures("online")
-@pytest.mark.parametrize("name", ["user/my motion", "a/b/c", "user/motion.git"])
-@pytest.mark.parametrize("way", ["push_to_hub", "save_checkpoint_to_hub"])
-def test_an_impossible_repository_is_refused(
-    policy: Any, tmp_path: Path, name: str, way: str
-) -> None:
-    policy.config.repo_id = name
-    policy.config.push_to_hub = way == "push_to_hub"
-    run = make_run(policy, tmp_path, save_checkpoint_to_hub=way == "save_checkpoint_to_hub")
-
-    with pytest.raises(ValueError, match=r"--policy\.repo_id must be <user>/<name>: .*"):
-        check_upload(run)
-
-
-def test_an_upload_without_the_hub_is_refused(
-    policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publishing, "HF_HUB_OFFLINE", True)
-
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set") as caught:
-        check_upload(make_run(policy, tmp_path))
-
-    assert str(caught.value).endswith(
-        f"hf upload user/motion {tmp_path}/checkpoints/last/pretrained_model"
-    )
-    policy.config.push_to_hub = False
-    check_upload(make_run(policy, tmp_path))
-
-
-@pytest.mark.usefixtures("online")
-def test_a_missing_token_is_told(
-    policy: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    run = make_run(policy, tmp_path)
-    with caplog.at_level(logging.WARNING):
-        check_upload(run)
-        assert not caplog.records
-        monkeypatch.setattr(publishing, "get_token", lambda: None)
-
-        check_upload(run)
-
-    assert "uploaded to user/motion, and there is no token for the Hub" in caplog.text
-
-
-def test_lerobot_refuses_an_upload_to_nowhere(policy: Any, tmp_path: Path) -> None:
-    policy.config.repo_id = None
-
-    with pytest.raises(ValueError, match="'repo_id' argument missing"):
-        make_run(policy, tmp_path / "new").validate()

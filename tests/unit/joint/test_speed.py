@@ -10,8 +10,8 @@ from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
 from tiny import make_batch, make_motion_config, make_motion_policy, wake_motion_head
 from torch import Tensor, nn
 
-from lerobot_motion.joint.optimizer import FusedAdamWConfig
 from lerobot_motion.motion_pi05.configuration_motion_pi05 import MotionPi05Config
+from lerobot_motion.training.optimizer import FusedAdamWConfig
 
 
 @pytest.mark.parametrize(

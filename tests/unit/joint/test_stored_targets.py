@@ -15,9 +15,9 @@ from lerobot_motion.cli import precompute
 from lerobot_motion.dataset_identity import dataset_identity
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.joint.dataset_checks import check_dataset
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.latent_store import open_latent_store
 from lerobot_motion.models.latent_codec import latent_codec_sha256
+from lerobot_motion.training.train_run import TrainRun
 
 Meta = LeRobotDatasetMetadata
 WITHOUT_FLOW = {

@@ -10,7 +10,6 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from test_dataset_checks import make_meta
-from test_resume_checks import write_checkpoint
 from tiny import (
     BASES,
     CAMERA,
@@ -20,15 +19,16 @@ from tiny import (
     save_stock_checkpoint,
     wake_motion_head,
 )
+from training_runs import write_checkpoint
 
-from lerobot_motion.joint.card_tables import Training, policy_table
+from lerobot_motion.checkpoints.card_tables import Training, policy_table
+from lerobot_motion.checkpoints.export_card import export_card
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.joint.dataset_checks import check_dataset
-from lerobot_motion.joint.export_card import export_card
-from lerobot_motion.joint.loading import CheckpointSource
-from lerobot_motion.joint.resume_checks import check_resumed
-from lerobot_motion.joint.train_run import TrainRun
 from lerobot_motion.models.latent_codec import load_latent_codec
 from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
+from lerobot_motion.training.resume_checks import check_resumed
+from lerobot_motion.training.train_run import TrainRun
 
 WRIST, EMPTY = "observation.images.wrist", "observation.images.empty_camera_0"
 TWO = {"cameras": (CAMERA, WRIST), "motion_camera": [CAMERA, WRIST]}

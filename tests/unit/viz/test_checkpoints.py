@@ -5,8 +5,8 @@ import pytest
 from imagining import save_checkpoint
 from tiny import save_stock_checkpoint
 
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.extraction.recordings import open_dataset
-from lerobot_motion.joint.loading import CheckpointSource
 from lerobot_motion.viz.checkpoints import held_out_episodes, read_motion_config
 
 

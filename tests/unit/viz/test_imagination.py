@@ -5,9 +5,9 @@ import torch
 from imagining import save_checkpoint
 from tiny import ACTION_DIM, BASES, CAMERA, TINY_CONFIG, save_adapters
 
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.extraction.recordings import open_dataset
 from lerobot_motion.joint.backbone import tiny_backbone
-from lerobot_motion.joint.loading import CheckpointSource
 from lerobot_motion.viz.checkpoints import read_motion_config
 from lerobot_motion.viz.imagination import Imagination, Observations, load_imagination
 

@@ -22,10 +22,10 @@ from tiny import (
 )
 from torch import Tensor
 
-from lerobot_motion.joint import loading
-from lerobot_motion.joint.loading import CheckpointSource
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.checkpoints import loading
+from lerobot_motion.checkpoints.loading import CheckpointSource
 from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
+from lerobot_motion.training.train_run import TrainRun
 
 WEIGHTS = "model.safetensors"
 EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"

@@ -6,7 +6,7 @@ from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from tiny import make_motion_config
 
-from lerobot_motion.joint.origin import checkpoint_label, is_hub_id, origin_of
+from lerobot_motion.checkpoints.origin import checkpoint_label, is_hub_id, origin_of
 
 
 def make_run(pretrained_path: Path | str | None, *, resume: bool = False) -> TrainPipelineConfig:

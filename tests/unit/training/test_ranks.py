@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from lerobot_motion.joint.ranks import (
+from lerobot_motion.training.ranks import (
     check_sharding,
     drawing_apart,
     is_first_of_its_machine,

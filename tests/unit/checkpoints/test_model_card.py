@@ -14,9 +14,14 @@ from lerobot.envs.configs import AlohaEnv
 from lerobot.transforms import ImageTransformsConfig
 from tiny import make_motion_config
 
-from lerobot_motion.joint import model_card
-from lerobot_motion.joint.card_tables import DatasetFacts, MeanLosses, Training, describe_dataset
-from lerobot_motion.joint.model_card import make_model_card
+from lerobot_motion.checkpoints import model_card
+from lerobot_motion.checkpoints.card_tables import (
+    DatasetFacts,
+    MeanLosses,
+    Training,
+    describe_dataset,
+)
+from lerobot_motion.checkpoints.model_card import make_model_card
 
 DATASET = DatasetFacts(
     repo_id="user/cubes",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lerobot.datasets import EpisodeAwareSampler
 
-from lerobot_motion.joint.frame_order import FrameOrder, SeededFrames
+from lerobot_motion.training.frame_order import FrameOrder, SeededFrames
 
 
 def make_sampler(start_index: int = 0, epoch: int = 0) -> EpisodeAwareSampler:

@@ -7,9 +7,9 @@ from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from tiny import make_motion_config
 
-from lerobot_motion.joint import exact_resume
-from lerobot_motion.joint.run import install_run_hook
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training import exact_resume
+from lerobot_motion.training.run import install_run_hook
+from lerobot_motion.training.train_run import TrainRun
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 from lerobot.configs.train import TrainPipelineConfig
 
-from lerobot_motion.joint.ranks import warning_once
-from lerobot_motion.joint.resume_checks import check_resumed
-from lerobot_motion.joint.train_run import TrainRun
+from lerobot_motion.training.ranks import warning_once
+from lerobot_motion.training.resume_checks import check_resumed
+from lerobot_motion.training.train_run import TrainRun
 
 # Transforms of torchvision and LeRobot that change colours and move nothing.
 COLOUR_TRANSFORMS = {
@@ -50,8 +50,8 @@ def install_run_hook() -> None:
     @functools.wraps(validate)
     def validate_and_enter(self: Any) -> None:
         # Only here, where LeRobot has imported all that this imports: other commands start sooner.
-        from lerobot_motion.joint.exact_resume import enter_exact_run
-        from lerobot_motion.joint.publishing import check_upload
+        from lerobot_motion.checkpoints.uploading import check_upload
+        from lerobot_motion.training.exact_resume import enter_exact_run
 
         validate(self)
         enter_run = getattr(self.policy, "enter_run", None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from lerobot_motion.joint.card_tables import (
+from lerobot_motion.checkpoints.card_tables import (
     DISTRIBUTION,
     Training,
     dataset_id,
@@ -20,7 +20,7 @@ from lerobot_motion.joint.card_tables import (
     policy_table,
     training_table,
 )
-from lerobot_motion.joint.origin import checkpoint_label, is_hub_id, origin_of
+from lerobot_motion.checkpoints.origin import checkpoint_label, is_hub_id, origin_of
 from lerobot_motion.motion_target import NO_TARGET, target_image
 
 PAPER = "https://arxiv.org/abs/2512.18007"

@@ -12,7 +12,7 @@ from lerobot.__version__ import __version__ as lerobot_version
 from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_motion import __version__
-from lerobot_motion.joint.origin import checkpoint_label, is_hub_id
+from lerobot_motion.checkpoints.origin import checkpoint_label, is_hub_id
 from lerobot_motion.motion_target import NO_TARGET
 
 DISTRIBUTION = "lerobot_policy_motion"

@@ -17,8 +17,8 @@ from lerobot.datasets import EpisodeAwareSampler, compute_sampler_state
 from lerobot.utils.utils import cycle
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lerobot_motion.joint import exact_resume
-from lerobot_motion.joint.exact_resume import REPLACED, ExactRun, enter_exact_run
+from lerobot_motion.training import exact_resume
+from lerobot_motion.training.exact_resume import REPLACED, ExactRun, enter_exact_run
 
 NUM_FRAMES, BATCH_SIZE, STEPS = 23, 4, 9
 IN_PROCESS = {"num_workers": 0, "persistent_workers": False, "prefetch_factor": None}

@@ -5,10 +5,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
-from lerobot_motion.joint.card_tables import quoted
-from lerobot_motion.joint.loading import CheckpointSource
-from lerobot_motion.joint.model_card import DEFAULT_LICENSE
-from lerobot_motion.joint.origin import checkpoint_label, is_hub_id
+from lerobot_motion.checkpoints.card_tables import quoted
+from lerobot_motion.checkpoints.loading import CheckpointSource
+from lerobot_motion.checkpoints.model_card import DEFAULT_LICENSE
+from lerobot_motion.checkpoints.origin import checkpoint_label, is_hub_id
 from lerobot_motion.motion_target import NO_TARGET, target_image
 
 _CARD = """---

@@ -35,7 +35,7 @@ from lerobot.datasets import EpisodeAwareSampler
 from lerobot.utils.constants import TRAINING_STATE_DIR
 from lerobot.utils.random_utils import get_rng_state, load_rng_state, set_rng_state
 
-from lerobot_motion.joint.frame_order import FrameOrder, seed_transforms
+from lerobot_motion.training.frame_order import FrameOrder, seed_transforms
 
 logger = logging.getLogger(__name__)
 

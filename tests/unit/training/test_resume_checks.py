@@ -5,34 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lerobot.utils.constants import (
-    OPTIMIZER_PARAM_GROUPS,
-    OPTIMIZER_STATE,
-    RNG_STATE,
-    SCHEDULER_STATE,
-    TRAINING_STEP,
-)
 from tiny import make_motion_config
+from training_runs import STATE_FILES, write_checkpoint
 
-from lerobot_motion.joint import resume_checks
-from lerobot_motion.joint.resume_checks import check_resumed, check_resumed_store
-
-STATE = (TRAINING_STEP, RNG_STATE, OPTIMIZER_STATE, OPTIMIZER_PARAM_GROUPS, SCHEDULER_STATE)
+from lerobot_motion.training import resume_checks
+from lerobot_motion.training.resume_checks import check_resumed, check_resumed_store
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint as far as its files are looked at: settings, and names of the state."""
     return write_checkpoint(tmp_path / "000004")
-
-
-def write_checkpoint(path: Path, **settings: Any) -> Path:
-    (path / "pretrained_model").mkdir(parents=True)
-    (path / "training_state").mkdir()
-    for name in STATE:
-        (path / "training_state" / name).touch()
-    make_motion_config(**settings).save_pretrained(path / "pretrained_model")
-    return path
 
 
 def test_the_same_settings_are_fine(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +149,7 @@ def test_a_rate_of_the_heads_own_can_neither_come_nor_go(tmp_path: Path) -> None
     check_resumed(make_motion_config(motion_head_lr=2e-3), with_rate)
 
 
-@pytest.mark.parametrize("name", STATE)
+@pytest.mark.parametrize("name", STATE_FILES)
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_refused(checkpoint: Path, name: str) -> None:
     (checkpoint / "training_state" / name).unlink()
 
