@@ -44,6 +44,21 @@ def to_pil(image: Tensor, low: float = 0.0) -> Image.Image:
     return Image.fromarray(rearrange(pixels, "c h w -> h w c").cpu().numpy())
 
 
+def enlarged(picture: Image.Image, width: int) -> Image.Image:
+    """Enlarge a small picture, so that it can be seen and there is room for text over it.
+
+    Args:
+        picture: Any picture.
+        width: Its width in pixels, at least.
+
+    Returns:
+        The picture, enlarged by the smallest whole factor that makes it so wide.
+    """
+    factor = math.ceil(width / picture.width)
+    size = (factor * picture.width, factor * picture.height)
+    return picture if factor <= 1 else picture.resize(size, Image.Resampling.BICUBIC)
+
+
 @lru_cache(maxsize=8)
 def color_wheel(size: int, max_magnitude: float) -> Image.Image:
     """Draw the legend of motion images: the colour of every direction and magnitude.
@@ -75,8 +90,8 @@ def picture_grid(
 
     Args:
         rows: Pictures of one size; every row has as many as there are titles.
-        titles: Column titles.
-        captions: One line of text for every row.
+        titles: Column titles; shortened to the width of a picture.
+        captions: One line of text for every row; shortened to the width of all pictures.
         max_magnitude: Displacement at the rim of the legend's wheel, in pixels; None for pictures
             that need no legend.
 
@@ -104,10 +119,12 @@ def picture_grid(
     )
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
-        draw.text((_column(column, width), 4), title, fill=INK, font=_font(bold=True))
+        text = text_that_fits(title, width, _font(bold=True))
+        draw.text((_column(column, width), 4), text, fill=INK, font=_font(bold=True))
     for index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         top = _TEXT_LINE + index * row_height
-        draw.text((_MARGIN, top + 3), caption, fill=INK, font=_font())
+        text = text_that_fits(caption, canvas.width - 2 * _MARGIN, _font())
+        draw.text((_MARGIN, top + 3), text, fill=INK, font=_font())
         for column, picture in enumerate(row):
             paste_framed(canvas, picture, (_column(column, width), top + _TEXT_LINE))
     if max_magnitude is not None:

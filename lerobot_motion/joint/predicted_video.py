@@ -20,6 +20,7 @@ from lerobot_motion.models.latent_codec import load_latent_codec
 from lerobot_motion.motion_target import target_image
 from lerobot_motion.visualize import (
     PREDICTED_COLOR,
+    enlarged,
     flow_arrows,
     picture_grid,
     short_name,
@@ -36,6 +37,8 @@ else:
 
 # Rows that are drawn, one below the other: the views of the first environments.
 MAX_DRAWN = 4
+# A picture's width in pixels, at least: there is text above it.
+_MIN_WIDTH = 224
 _NUM_EULER_STEPS = 10
 _DECODED_AT_ONCE = 16
 
@@ -170,7 +173,7 @@ class PredictedVideo(_Policy):
         """Frames of one chunk, each (height, width, 3), uint8: a row for each (n, V)."""
         target = target_image(self.config.motion_target)
         rows_of = "b v c h w -> (b v) c h w"
-        starts = [to_pil(frame / 255) for frame in rearrange(seen[0], rows_of)]
+        starts = [_picture(frame / 255) for frame in rearrange(seen[0], rows_of)]
         images = rearrange(images, rows_of)
         scale = self.config.flow_max_magnitude if target.needs_flow else None
         if scale is not None:
@@ -179,7 +182,7 @@ class PredictedVideo(_Policy):
                 flow_arrows(start, flow, PREDICTED_COLOR)
                 for start, flow in zip(starts, flows, strict=True)
             ]
-        imagined = [to_pil(image, low=-1.0) for image in images]
+        imagined = [_picture(image, low=-1.0) for image in images]
         titles = ["now", f"at step {first_step}", f"imagined {target.title}"]
         ahead = f"imagined at step {first_step} for {self.config.motion_horizon} steps ahead"
         cameras = self.config.seen_cameras
@@ -191,12 +194,16 @@ class PredictedVideo(_Policy):
         frames = []
         for step, now in enumerate(seen, start=first_step):
             rows = [
-                [to_pil(frame / 255), *pictures]
+                [_picture(frame / 255), *pictures]
                 for frame, *pictures in zip(rearrange(now, rows_of), starts, imagined, strict=True)
             ]
             captions = [f"{one}, step {step}: {ahead}" for one in whose]
             frames.append(_even(picture_grid(rows, titles, captions, scale)))
         return frames
+
+
+def _picture(image: Tensor, low: float = 0.0) -> Image.Image:
+    return enlarged(to_pil(image, low), _MIN_WIDTH)
 
 
 def _even(picture: Image.Image) -> np.ndarray[Any, Any]:

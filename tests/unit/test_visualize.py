@@ -6,6 +6,7 @@ from PIL import Image
 from lerobot_motion.flow.estimator import load_flow_estimator
 from lerobot_motion.visualize import (
     color_wheel,
+    enlarged,
     flow_arrows,
     picture_grid,
     text_font,
@@ -42,6 +43,28 @@ def test_picture_grid_lays_out_rows_and_titles():
     assert grid.height > 2 * 80
     black = sum(grid.getpixel((x, 24 + 24 + 40)) == (0, 0, 0) for x in range(grid.width))
     assert black == 300
+
+
+def test_picture_grid_shortens_text_that_has_no_room() -> None:
+    picture = Image.new("RGB", (60, 40), "white")
+    grid = picture_grid(
+        [[picture] * 2], ["a title that is long"] * 2, ["a long caption " * 5], None
+    )
+    text = np.asarray(grid.convert("L")) < 128
+
+    assert text[:24].any()
+    assert text[24:48].any()
+    assert not text[:24, 8 + 60 : 8 + 60 + 8].any()  # Between the titles.
+    assert not text[:48, grid.width - 8 :].any()
+
+
+@pytest.mark.parametrize(
+    ("width", "size"), [(112, (112, 84)), (113, (224, 168)), (300, (336, 252))]
+)
+def test_small_pictures_are_enlarged_by_whole_factors(width: int, size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", (112, 84), "gray")
+
+    assert enlarged(picture, width).size == size
 
 
 def test_picture_grid_refuses_rows_that_do_not_match_the_titles():

@@ -78,8 +78,8 @@ def test_the_first_environments_are_drawn() -> None:
     six = policy.decode_predicted_latents(torch.empty(0))
 
     added = six.shape[1] - alone.shape[1]
-    assert added > 3 * policy.config.image_resolution[0]
-    assert added < 4 * policy.config.image_resolution[0]
+    assert added > 3 * 224
+    assert added < 4 * 224
     assert six.shape[2] == alone.shape[2]
 
 
@@ -94,8 +94,8 @@ def test_shows_the_camera_as_it_is_now() -> None:
 
     video = policy.decode_predicted_latents(torch.empty(0))
 
-    # Middle of the first picture: 8 px of margin, two lines of 24 px above.
-    assert [int(frame[48 + 56, 8 + 56, 0]) for frame in video] == [51, 153]
+    # Middle of the first picture, enlarged: 8 px of margin, two lines of 24 px above.
+    assert [int(frame[48 + 112, 8 + 112, 0]) for frame in video] == [51, 153]
 
 
 def test_a_reset_forgets() -> None:
