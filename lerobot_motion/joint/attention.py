@@ -186,7 +186,7 @@ def require_sdpa(device: torch.device, dtype: torch.dtype) -> None:
         )
 
 
-@functools.cache
+# Not the cache itself: torch.compile would look through it and warn.
 @torch.compiler.assume_constant_result
 def sdpa_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Try `sdpa_attention` and its gradients beside eager attention, once on each device.
@@ -198,6 +198,11 @@ def sdpa_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     Returns:
         What is wrong with it, or None.
     """
+    return _tried_sdpa(device, dtype)
+
+
+@functools.cache
+def _tried_sdpa(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "meta":  # nothing is computed there, so nothing wrongly
         return None
     tolerance = _TRIAL_TOLERANCE.get(dtype, _TRIAL_TOLERANCE_HALF)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config as functorch_config
-from tiny import BASES, make_batch, make_motion_policy, make_stock_policy, wake_motion_head
+from tiny import BASES, CAMERA, make_batch, make_motion_policy, make_stock_policy, wake_motion_head
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -58,14 +58,29 @@ def gradients(policy: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
 
 
+VIEWS = (CAMERA, "observation.images.wrist")
+MORE = {
+    "cameras": VIEWS,
+    "motion_camera": list(VIEWS),
+    "motion_samples_per_step": 2,
+    "train_attention": "sdpa",
+}
+
+
 @pytest.mark.parametrize(
-    ("base", "gradient_checkpointing"), [("pi0", False), ("pi0", True), ("pi05", True)]
+    ("base", "gradient_checkpointing", "further"),
+    [
+        ("pi0", False, {}),
+        ("pi0", True, {}),
+        ("pi05", True, {}),
+        pytest.param("pi0", False, MORE, id="views, draws and sdpa"),
+    ],
 )
 def test_compiled_gradients_are_those_of_eager_mode(
-    base: str, gradient_checkpointing: bool, compilations: Compilations
+    base: str, gradient_checkpointing: bool, further: dict[str, Any], compilations: Compilations
 ) -> None:
     settings = {"gradient_checkpointing": gradient_checkpointing, "compile_model": True}
-    policy, eager_policy = make_shallow(base, **settings), make_shallow(base)
+    policy, eager_policy = make_shallow(base, **settings, **further), make_shallow(base, **further)
     batch = make_batch(policy)
     eager = gradients(eager_policy, batch)
 

@@ -15,6 +15,7 @@ from lerobot_motion.joint.attention import (
     AUTO,
     SDPA,
     _runs_sdpa,
+    _tried_sdpa,
     require_sdpa,
     sdpa_attention,
     sdpa_mask,
@@ -29,9 +30,9 @@ ATTENTION = "torch.nn.functional.scaled_dot_product_attention"
 
 @pytest.fixture(autouse=True)
 def _devices_untried() -> Iterator[None]:
-    sdpa_problem.cache_clear()
+    _tried_sdpa.cache_clear()
     yield
-    sdpa_problem.cache_clear()
+    _tried_sdpa.cache_clear()
 
 
 def additive(allowed: Tensor) -> Tensor:
