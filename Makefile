@@ -12,7 +12,7 @@ export MUJOCO_GL ?= egl
 # Where it is set, every process compiles LeRobot's imports anew, which takes half a minute.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup test lint demo walk lerobot-tests constraints clean
+.PHONY: setup test test-oldest lint demo walk lerobot-tests constraints clean
 
 setup: $(VENV)/.complete
 
@@ -30,6 +30,14 @@ $(VENV)/.complete: pyproject.toml constraints.txt lerobot_motion/_plugin.py | $(
 test: export OMP_NUM_THREADS ?= 1
 test: setup
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+# The oldest versions that pyproject.toml allows, with the torchcodec that belongs to their torch.
+test-oldest: export OMP_NUM_THREADS ?= 1
+test-oldest: | $(filter .uv/bin/uv,$(UV))
+	test -x .venv-oldest/bin/python || $(UV) venv --quiet --python 3.12 .venv-oldest
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		--editable ".[sim,dev]" "torchcodec>=0.4,<0.5"
+	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=loadfile tests/unit tests/parity
 
 lint: setup
 	$(BIN)/ruff check .
@@ -52,4 +60,4 @@ constraints:
 		--no-annotate --extra sim --extra dev --output-file constraints.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) .uv build dist
+	rm -rf $(VENV) .venv-oldest .uv build dist

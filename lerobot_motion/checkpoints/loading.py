@@ -74,8 +74,9 @@ class CheckpointSource:
             return local
         try:
             return Path(hf_hub_download(self.path, name, **self.hub_options))
-        # The Hub's errors are OSErrors; a path that is no repository id is a ValueError.
-        except (OSError, ValueError) as error:
+        # The Hub's errors are OSErrors; a path that is no repository id is a ValueError; and a Hub
+        # that cannot be reached is a RuntimeError before huggingface_hub 1.27.
+        except (OSError, ValueError, RuntimeError) as error:
             raise FileNotFoundError(
                 f"checkpoint {self.path}: there is no such local directory, and {name} could not "
                 f"be had from the Hub at revision {self.revision or 'main'} "

@@ -265,7 +265,7 @@ def test_a_rollout_is_drawn_with_a_row_for_every_view(settings: dict[str, Any]) 
 
     # Three environments of one view; of two views two environments, of one and an empty one three.
     rows = {True: 4, False: 3}[settings is TWO]
-    assert abs((heights[1] - heights[0]) - (rows - 3) * (112 + 24 + 8)) <= 1
+    assert abs((heights[1] - heights[0]) - (rows - 3) * (224 + 24 + 8)) <= 1
     num_seen = len(views.config.seen_cameras)
     assert views.last_predicted_latents.shape == (3, 3, num_seen, 14, 14)
     assert views.last_predicted_latents.isfinite().all()
