@@ -165,7 +165,7 @@ def training_table(config: Any, training: Training) -> str:
             "Optimizer": _optimizer_text(config, run),
             "Seed": str(run.seed),
             "Episodes": f"{len(run.dataset.episodes):,} of them" if run.dataset.episodes else None,
-            "Held out": f"{held_out:.0%} of the episodes" if held_out else None,
+            "Held out": f"{held_out:.0%} of each task's episodes" if held_out else None,
             "Image transforms": "at random" if run.dataset.image_transforms.enable else None,
             "LeRobot": lerobot_version,
         }

@@ -45,8 +45,9 @@ _BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# SpeedSettings first: for the help of a field draccus looks into the first of the bases alone.
 @dataclass
-class JointMotionConfig(SettledByDataset, HiddenCheckpointPath, SpeedSettings, _PolicyConfig):
+class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _PolicyConfig):
     """Fields of joint motion learning; mixed into the configuration of a pi0-style policy."""
 
     # Camera whose motion is learned, as the policy names it (after --rename_map), for example
@@ -107,7 +108,8 @@ class JointMotionConfig(SettledByDataset, HiddenCheckpointPath, SpeedSettings, _
     load_motion_head: bool = True
     # Let lerobot-eval write what the policy imagines beside each rollout, as pred_episode_*.mp4
     # among its videos. Costs a pass of the VLM, ten of the motion head and the VAE's decoder for
-    # every chunk of actions, and needs motion_vae at hand. The actions stay the same.
+    # every chunk of actions, and needs motion_vae at hand. The actions stay the same. A checkpoint
+    # does not keep this: it is asked for where it is wanted.
     save_predicted_video: bool = False
     # Allow training without --policy.pretrained_path: a full-size backbone then starts random.
     train_from_scratch: bool = False
@@ -292,11 +294,14 @@ class JointMotionConfig(SettledByDataset, HiddenCheckpointPath, SpeedSettings, _
             )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Save; with adapters without the revision of their base, which they note themselves.
+        """Save, without what belongs to a run rather than to the policy.
 
-        A saved `pretrained_revision` is taken for one of the repository that it was saved to.
+        A saved `save_predicted_video` would slow down whoever drives a robot. A saved
+        `pretrained_revision` is taken for one of the repository that it was saved to; adapters note
+        that of their base themselves.
         """
         saved = copy.copy(self)
+        saved.save_predicted_video = False
         if self.use_peft:
             saved.pretrained_revision = None
         super(JointMotionConfig, saved)._save_pretrained(save_directory)

@@ -73,6 +73,7 @@ def install_rollout_hook() -> None:
     def check_and_create(*args: Any, **kwargs: Any) -> Any:
         config = getattr(kwargs["policy"], "config", None)
         if isinstance(config, JointMotionConfig):
+            _draw_nothing(config)
             check_robot(
                 config,
                 kwargs["ordered_action_keys"],
@@ -83,6 +84,16 @@ def install_rollout_hook() -> None:
 
     check_and_create.checks_robot = True  # type: ignore[attr-defined]
     context.create_inference_engine = check_and_create  # type: ignore[union-attr]
+
+
+def _draw_nothing(config: JointMotionConfig) -> None:
+    """LeRobot has no place for predicted video here; it would cost time, and memory without end."""
+    if config.save_predicted_video:
+        config.save_predicted_video = False
+        logger.warning(
+            "save_predicted_video=true is for lerobot-eval; lerobot-rollout has no place for the "
+            "video, and drives without it."
+        )
 
 
 def check_robot(

@@ -29,7 +29,7 @@ class GradientBalance(_Policy):
     """Mixed into a joint policy: measures the balance of its losses when a log interval ends."""
 
     config: JointMotionConfig
-    # Since the process began, as LeRobot's log intervals.
+    # Since the process began.
     _steps_of_run = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,8 +80,10 @@ class GradientBalance(_Policy):
     def _interval_ends(self) -> bool:
         """Whether LeRobot logs after this step; outside of its runs every step is measured."""
         run = self.config.train_run
-        interval = 1 if run is None else run.log_freq
-        return interval > 0 and (self._steps_of_run + 1) % interval == 0
+        if run is None:
+            return True
+        step = run.first_step + self._steps_of_run + 1
+        return run.log_freq > 0 and step % run.log_freq == 0
 
 
 def gradient_balance(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot.configs.train import TrainPipelineConfig
+from lerobot.utils.constants import TRAINING_STATE_DIR
 
 from lerobot_motion.training.ranks import warning_once
 from lerobot_motion.training.resume_checks import check_resumed
@@ -73,6 +74,7 @@ def _describe(config: TrainPipelineConfig) -> TrainRun:
     dataset, transforms = config.dataset, config.dataset.image_transforms
     return TrainRun(
         num_steps=config.steps,
+        first_step=_first_step(config),
         log_freq=config.log_freq,
         rename_map=dict(config.rename_map),
         resume=config.resume,
@@ -81,8 +83,18 @@ def _describe(config: TrainPipelineConfig) -> TrainRun:
         image_transforms=transforms.enable,
         geometric_transforms=_geometric(transforms.tfs) if transforms.enable else (),
         episodes=None if dataset.episodes is None else tuple(dataset.episodes),
+        eval_split=dataset.eval_split,
         pipeline=config,
     )
+
+
+def _first_step(config: TrainPipelineConfig) -> int:
+    # As above: other commands start sooner.
+    from lerobot.common.train_utils import load_training_step
+
+    if not config.resume or config.checkpoint_path is None:
+        return 0
+    return int(load_training_step(config.checkpoint_path / TRAINING_STATE_DIR))
 
 
 def _geometric(transforms: dict[str, Any]) -> tuple[str, ...]:

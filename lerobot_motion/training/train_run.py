@@ -11,6 +11,7 @@ class TrainRun:
 
     Attributes:
         num_steps: Optimizer steps.
+        first_step: Optimizer steps before it, of the run that it resumes.
         log_freq: Steps of a log interval; 0: nothing is logged.
         rename_map: Observation keys of the dataset by their name in the policy.
         resume: Whether the run continues a checkpoint.
@@ -18,11 +19,13 @@ class TrainRun:
         streaming: Whether the dataset is streamed.
         image_transforms: Whether frames are transformed at random.
         geometric_transforms: Names of those transforms that move pixels.
-        episodes: Episodes that are trained on, or None for all.
+        episodes: Episodes of the run, or None for all.
+        eval_split: Share of them that is held out.
         pipeline: LeRobot's own configuration of the run, for the model card.
     """
 
     num_steps: int
+    first_step: int = 0
     log_freq: int = 0
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
@@ -31,4 +34,5 @@ class TrainRun:
     image_transforms: bool = False
     geometric_transforms: tuple[str, ...] = ()
     episodes: tuple[int, ...] | None = None
+    eval_split: float = 0.0
     pipeline: TrainPipelineConfig | None = field(default=None, repr=False, compare=False)

@@ -1,7 +1,6 @@
 """What a checkpoint says of itself: whether it can imagine motion, and what it did not train on."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lerobot_motion.checkpoints.loading import (
 )
 from lerobot_motion.joint.configuration import JointMotionConfig
 from lerobot_motion.motion_target import NO_TARGET
+from lerobot_motion.training.episode_split import split_episodes
 
 
 def read_motion_config(source: CheckpointSource, device: str) -> Any:
@@ -81,8 +81,6 @@ def _has_motion_head(source: CheckpointSource) -> bool:
 def held_out_episodes(source: CheckpointSource, meta: LeRobotDatasetMetadata) -> list[int]:
     """Episodes that the run of a checkpoint held out for validation (`--dataset.eval_split`).
 
-    LeRobot 0.6.1 holds out the last episodes of every task.
-
     Args:
         source: The checkpoint, with the configuration of its run.
         meta: Metadata of the dataset that it was trained on.
@@ -103,13 +101,6 @@ def held_out_episodes(source: CheckpointSource, meta: LeRobotDatasetMetadata) ->
             f"held_out: {source.path} was trained on {run['repo_id']}, not on {meta.repo_id}, of "
             "which it held out nothing. Leave --held_out away, or name that dataset."
         )
-    by_task: dict[str, list[int]] = {}
-    tasks = meta.episodes["tasks"]
-    for episode in run.get("episodes") or range(meta.total_episodes):
-        by_task.setdefault(tasks[episode][0] if tasks[episode] else "", []).append(episode)
-    # At least one of each, as LeRobot rounds up.
-    return sorted(
-        episode
-        for episodes in by_task.values()
-        for episode in episodes[len(episodes) - math.ceil(len(episodes) * split) :]
-    )
+    episodes = run.get("episodes") or range(meta.total_episodes)
+    _, held_out = split_episodes(meta.episodes["tasks"], episodes, split)
+    return held_out

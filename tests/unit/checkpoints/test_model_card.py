@@ -230,7 +230,7 @@ def test_the_run_is_described() -> None:
     assert rows["Optimizer"] == "adamw, learning rate 5e-05; of the motion head 0.001"
     assert rows["Seed"] == "7"
     assert rows["Episodes"] == "3 of them"
-    assert rows["Held out"] == "25% of the episodes"
+    assert rows["Held out"] == "25% of each task's episodes"
     assert rows["Image transforms"] == "at random"
     assert rows["LeRobot"].startswith("0.6")
     assert "mean of the last 100 batches of process 0:" in card.text

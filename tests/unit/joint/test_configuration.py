@@ -1,5 +1,6 @@
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -336,3 +337,13 @@ def test_a_hidden_path_is_shown_where_it_is_needed() -> None:
     with config.checkpoint_path_shown():
         assert config.pretrained_path == "some/where"
     assert config.pretrained_path == "some/where"
+
+
+def test_a_checkpoint_draws_no_video_unasked(tmp_path: Path) -> None:
+    """Whoever drives a robot with it would pay, and see nothing."""
+    config = make_motion_config(save_predicted_video=True)
+
+    config.save_pretrained(tmp_path)
+
+    assert config.save_predicted_video
+    assert not PreTrainedConfig.from_pretrained(tmp_path).save_predicted_video

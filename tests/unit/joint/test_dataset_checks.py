@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ def make_meta(
     return SimpleNamespace(
         camera_keys=[*images, *videos],
         video_keys=[*videos],
-        episodes={"length": lengths},
+        episodes={"length": lengths, "tasks": [["push"]] * len(lengths)},
         fps=10,
         repo_id="local/made",
         total_episodes=len(lengths),
@@ -114,11 +115,20 @@ def test_the_datasets_own_name_is_unknown_after_renaming() -> None:
 @pytest.mark.parametrize("horizon", [30, 31])
 def test_a_horizon_longer_than_every_episode_is_refused(horizon: int) -> None:
     message = (
-        rf"motion_horizon must be shorter than the longest episode \(30 frames\), got {horizon}: "
-        r".*--policy\.motion_horizon=10\."
+        r"motion_horizon must be shorter than the longest episode that is trained on "
+        rf"\(30 frames\), got {horizon}: .*--policy\.motion_horizon=10\."
     )
     with pytest.raises(ValueError, match=message):
         check_dataset(unsettled(motion_horizon=horizon), make_meta(images=(CAMERA,)))
+
+
+@pytest.mark.parametrize("run", [{"episodes": (1, 2)}, {"episodes": (1, 2, 3), "eval_split": 0.3}])
+def test_of_episodes_only_those_that_are_trained_on_count(run: dict[str, Any]) -> None:
+    config = unsettled(motion_horizon=25)
+    config.enter_run(TrainRun(num_steps=10, **run))
+
+    with pytest.raises(ValueError, match=r"trained on \(25 frames\), got 25: no frame would have"):
+        check_dataset(config, make_meta(images=(CAMERA,), lengths=(30, 25, 20, 40)))
 
 
 def test_a_horizon_within_the_longest_episode_passes() -> None:
@@ -170,7 +180,7 @@ def test_the_policy_checks_the_dataset_it_is_built_for(tmp_path: object) -> None
     policy = make_motion_policy(dataset_meta=meta, motion_camera=None)
     assert policy.config.motion_camera == CAMERA
 
-    with pytest.raises(ValueError, match=r"shorter than the longest episode \(12 frames\), got 12"):
+    with pytest.raises(ValueError, match=r"that is trained on \(12 frames\), got 12"):
         make_motion_policy(dataset_meta=meta, motion_horizon=12)
 
 

@@ -113,6 +113,16 @@ def test_the_hook_sees_the_renaming(config, context):
         create(context, config, hw_features=front)
 
 
+def test_no_motion_is_drawn_for_a_robot(config, context, caplog):
+    install_rollout_hook()
+    config.save_predicted_video = True
+    with caplog.at_level(logging.WARNING):
+        create(context, config)
+
+    assert not config.save_predicted_video
+    assert "lerobot-rollout has no place for the video" in caplog.text
+
+
 def test_without_a_rollout_there_is_nothing_to_hook(monkeypatch):
     monkeypatch.delitem(sys.modules, "lerobot.rollout.context", raising=False)
     install_rollout_hook()

@@ -107,9 +107,15 @@ def test_measuring_changes_nothing_of_the_step() -> None:
             assert torch.equal(found.grad, expected.grad), name
 
 
-def test_measures_in_the_last_step_of_each_log_interval() -> None:
+@pytest.mark.parametrize(
+    ("first_step", "expected"),
+    [(0, [False, False, True, False, False, True]), (20, [True, False, False, True, False, False])],
+)
+def test_measures_in_the_last_step_of_each_log_interval(
+    first_step: int, expected: list[bool]
+) -> None:
     policy = wake_motion_head(make_motion_policy(log_gradient_balance=True))
-    policy.config._train_run = TrainRun(num_steps=6, log_freq=3)
+    policy.config._train_run = TrainRun(num_steps=26, first_step=first_step, log_freq=3)
     batch = make_batch(policy)
     measured = []
 
@@ -118,7 +124,7 @@ def test_measures_in_the_last_step_of_each_log_interval() -> None:
         measured.append(set(log) >= NAMES)
         policy.update()
 
-    assert measured == [False, False, True, False, False, True]
+    assert measured == expected
 
 
 @pytest.mark.parametrize("settings", [{}, {"log_gradient_balance": True, "motion_warmup_steps": 1}])
