@@ -15,11 +15,10 @@ from lerobot_motion.extraction.recordings import Clip, Recordings
 from lerobot_motion.extraction.statistics import count_magnitudes, percentile, sum_histograms
 from lerobot_motion.extraction.targets import Compute, TargetMaker
 from lerobot_motion.flow.estimator import (
-    FLOW_ESTIMATORS,
     PRECISIONS,
-    RAFT_MIN_SIZE,
-    RAFT_STRIDE,
     RaftEstimator,
+    check_estimator_name,
+    check_resolution,
     load_flow_estimator,
 )
 from lerobot_motion.latent_store import StoreSettings, tensors_sha256
@@ -73,10 +72,7 @@ class TargetOptions:
             raise ValueError(f"image_resolution must be positive, got {height}x{width}.")
 
     def _validate_flow(self) -> None:
-        if self.flow_estimator not in FLOW_ESTIMATORS:
-            raise ValueError(
-                f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {self.flow_estimator!r}."
-            )
+        check_estimator_name(self.flow_estimator)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}.")
         if self.flow_estimator == "dis" and self.precision != "float32":
@@ -86,14 +82,7 @@ class TargetOptions:
                 f"flow_max_magnitude must be positive (pixels) or auto, got "
                 f"{self.flow_max_magnitude}."
             )
-        height, width = self.image_resolution
-        small = min(height, width) < RAFT_MIN_SIZE
-        if self.flow_estimator != "dis" and (small or height % RAFT_STRIDE or width % RAFT_STRIDE):
-            raise ValueError(
-                f"{self.flow_estimator} needs an image_resolution of at least {RAFT_MIN_SIZE} px a "
-                f"side, in multiples of {RAFT_STRIDE}, got {height}x{width}. Raise it, or use "
-                "--flow_estimator=dis."
-            )
+        check_resolution(self.flow_estimator, self.image_resolution)
 
 
 def store_settings(

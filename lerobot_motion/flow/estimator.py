@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.optical_flow import (
@@ -38,6 +38,10 @@ Flow = NDArray[np.float32]
 
 FLOW_ESTIMATORS = (*_RAFT_MODELS, "dis")
 PRECISIONS = ("float32", "bfloat16")
+
+# Tensors that an error lists by name.
+_LISTED_TENSORS = 3
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class FlowEstimator(ABC):
@@ -95,13 +99,7 @@ class RaftEstimator(FlowEstimator):
 
     def estimate(self, image_1: Tensor, image_2: Tensor) -> Tensor:
         """Estimate flow with RAFT; see `FlowEstimator.__call__`."""
-        height, width = image_1.shape[-2:]
-        if min(height, width) < RAFT_MIN_SIZE or height % RAFT_STRIDE or width % RAFT_STRIDE:
-            raise ValueError(
-                f"RAFT needs images of at least {RAFT_MIN_SIZE} px a side, in multiples of "
-                f"{RAFT_STRIDE}, got {height}x{width}. Raise --policy.image_resolution, or use "
-                "--policy.flow_estimator=dis."
-            )
+        _check_raft_resolution("RAFT", (image_1.shape[-2], image_1.shape[-1]))
         # The caller's autocast would run RAFT's correlation volume in half precision unasked.
         with torch.autocast(
             image_1.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
@@ -163,6 +161,64 @@ class DisEstimator(FlowEstimator):
         return np.asarray(blurred, dtype=np.float32)
 
 
+def check_estimator_name(name: str | None) -> None:
+    """See that there is an estimator of a name.
+
+    Args:
+        name: What should be one of `FLOW_ESTIMATORS`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in FLOW_ESTIMATORS:
+        raise ValueError(f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {name!r}.")
+
+
+def check_resolution(name: str, resolution: tuple[int, int]) -> None:
+    """See that an estimator can work on images of a size.
+
+    Args:
+        name: One of `FLOW_ESTIMATORS`.
+        resolution: Height and width of the images, in pixels.
+
+    Raises:
+        ValueError: If they are too small for it, or no multiple of its stride.
+    """
+    if name in _RAFT_MODELS:
+        _check_raft_resolution(name, resolution)
+
+
+def check_flow_weights(name: str, weights: str | None) -> None:
+    """See that a file holds the weights of an estimator; its header alone is read.
+
+    Args:
+        name: One of `FLOW_ESTIMATORS`.
+        weights: Local safetensors file, or None for the estimator's own, which are not checked.
+
+    Raises:
+        ValueError: If the weights are of another model, or the estimator has none.
+        OSError: If the file is not there, truncated or of another format.
+    """
+    if weights is None:
+        return
+    if name == "dis":
+        raise ValueError(
+            f"flow_estimator=dis has no weights, got flow_weights={weights}. Leave flow_weights "
+            "out (null), or name the estimator that they are of."
+        )
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"flow_weights: no file at {weights}; expected a safetensors file.")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise OSError(
+            f"flow_weights: {weights} is not a readable safetensors file ({error}); it may be "
+            "truncated or of another format."
+        ) from error
+    _check_shapes(name, shapes, weights)
+
+
 @lru_cache(maxsize=4)
 def load_flow_estimator(
     name: str, weights: str | None = None, device: str = "cpu"
@@ -179,16 +235,13 @@ def load_flow_estimator(
         ValueError: If `name` is unknown, or the weights are of another model.
         OSError: If the weights cannot be read or downloaded.
     """
+    check_estimator_name(name)
+    check_flow_weights(name, weights)
     if name == "dis":
-        if weights is not None:
-            raise ValueError(f"flow_estimator=dis has no weights, got flow_weights={weights}.")
         return DisEstimator()
-    if name not in _RAFT_MODELS:
-        raise ValueError(f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {name!r}.")
     build, pretrained = _RAFT_MODELS[name]
     model = build(weights=None)
-    state = _pretrained_state(name, pretrained) if weights is None else _read_state(weights)
-    _load_strictly(model, state, name, weights or str(pretrained))
+    model.load_state_dict(load_file(weights) if weights else _pretrained_state(name, pretrained))
     return RaftEstimator(model.to(device))
 
 
@@ -203,32 +256,52 @@ def _pretrained_state(
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"torchvision's weights of {name} could not be downloaded from {pretrained.url} "
-            f"({error}). Pass a local file with --policy.flow_weights=<file>.safetensors, or use "
-            "--policy.flow_estimator=dis, which needs none."
+            f"({error}). Pass a local file with flow_weights=<file>.safetensors, or use "
+            "flow_estimator=dis, which needs none."
         ) from error
     return state
 
 
-def _read_state(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"flow_weights: no file at {path}; expected a safetensors file.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise OSError(
-            f"flow_weights: {path} is not a readable safetensors file ({error}); it may be "
-            "truncated or of another format."
-        ) from error
+@lru_cache(maxsize=2)
+def _raft_shapes(name: str) -> Shapes:
+    """Names and shapes of a RAFT's tensors."""
+    with torch.device("meta"):  # no memory, and no random number drawn
+        model = _RAFT_MODELS[name][0](weights=None)
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
-def _load_strictly(model: RAFT, state: dict[str, Tensor], name: str, source: str) -> None:
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+def _check_shapes(name: str, found: Shapes, source: str) -> None:
+    expected = _raft_shapes(name)
+    differing = [
+        f"{key} {found.get(key, 'missing')}, expected {shape}"
+        for key, shape in expected.items()
+        if found.get(key) != shape
+    ]
+    differing += [f"{key} unexpected" for key in sorted(found.keys() - expected.keys())]
+    if not differing:
+        return
+    others = [other for other in _RAFT_MODELS if other != name and found == _raft_shapes(other)]
+    advice = (
+        f"These are weights of {others[0]}: set flow_estimator={others[0]}, or name those of {name}"
+        if others
+        else f"Name a file with {name}'s state_dict"
+    )
+    listed = "; ".join(differing[:_LISTED_TENSORS])
+    if len(differing) > _LISTED_TENSORS:
+        listed += f"; and {len(differing) - _LISTED_TENSORS} more"
+    raise ValueError(
+        f"flow_weights: {source} does not hold the weights of {name} in torchvision's naming: "
+        f"{len(differing)} tensors differ ({listed}). {advice}."
+    )
+
+
+def _check_raft_resolution(name: str, resolution: tuple[int, int]) -> None:
+    height, width = resolution
+    if min(height, width) < RAFT_MIN_SIZE or height % RAFT_STRIDE or width % RAFT_STRIDE:
         raise ValueError(
-            f"flow_weights: {source} does not hold the weights of {name} in torchvision's naming: "
-            f"{error}"
-        ) from error
+            f"{name} needs an image_resolution of at least {RAFT_MIN_SIZE} px a side, in multiples "
+            f"of {RAFT_STRIDE}, got {height}x{width}. Raise it, or set flow_estimator=dis."
+        )
 
 
 def _check_finite(values: Tensor, what: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
-from lerobot_motion.flow.estimator import FLOW_ESTIMATORS, RAFT_MIN_SIZE, RAFT_STRIDE
+from lerobot_motion.flow.estimator import check_estimator_name, check_resolution
 from lerobot_motion.joint.settling import OneOrSeveral, SettledByDataset
 from lerobot_motion.joint.speed import SpeedSettings
 from lerobot_motion.models.latent_codec import EMBEDDED_CODECS
@@ -190,19 +190,9 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
         self._validate_flow()
 
     def _validate_flow(self) -> None:
-        if self.flow_estimator not in FLOW_ESTIMATORS:
-            raise ValueError(
-                f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {self.flow_estimator!r}."
-            )
-        if self.flow_estimator == "dis" or not self.estimates_flow:
-            return
-        height, width = self.image_resolution
-        if min(height, width) < RAFT_MIN_SIZE or height % RAFT_STRIDE or width % RAFT_STRIDE:
-            raise ValueError(
-                f"{self.flow_estimator} needs an image_resolution of at least {RAFT_MIN_SIZE} px a "
-                f"side, in multiples of {RAFT_STRIDE}, got {height}x{width}. Raise it, or set "
-                "flow_estimator=dis."
-            )
+        check_estimator_name(self.flow_estimator)
+        if self.estimates_flow:
+            check_resolution(str(self.flow_estimator), self.image_resolution)
 
     @property
     def has_motion_head(self) -> bool:

@@ -109,7 +109,7 @@ class MotionHead(nn.Module):
         if height != width or height % PATCH_SIZE:
             raise ValueError(
                 f"the latent must be square with a side divisible by {PATCH_SIZE}, got "
-                f"{height}x{width}. Change --policy.image_resolution."
+                f"{height}x{width}. Change image_resolution."
             )
         self.latent_shape = (channels, height, width)
         self.num_views = num_views

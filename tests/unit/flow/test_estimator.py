@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny import shared_file
 from torch import Tensor
-from torchvision.models.optical_flow import Raft_Large_Weights, raft_small
+from torchvision.models.optical_flow import Raft_Large_Weights, raft_large, raft_small
 
+from lerobot_motion.flow import estimator as estimator_module
 from lerobot_motion.flow.estimator import (
     FlowEstimator,
     RaftEstimator,
+    check_flow_weights,
     load_flow_estimator,
 )
 
@@ -163,7 +165,10 @@ def test_flow_that_is_not_finite_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [(120, 120), (128, 120), (128, 132), (224, 225)])
 def test_images_that_do_not_suit_raft_are_refused(size: tuple[int, int]) -> None:
-    message = rf"RAFT needs images of at least 128 px a side, in multiples of 8, got {size[0]}x"
+    message = (
+        rf"RAFT needs an image_resolution of at least 128 px a side, in multiples of 8, got "
+        rf"{size[0]}x{size[1]}\. Raise it, or set flow_estimator=dis\."
+    )
 
     with pytest.raises(ValueError, match=message):
         random_raft_small()(torch.rand(1, 3, *size), torch.rand(1, 3, *size))
@@ -198,9 +203,10 @@ def test_an_unknown_estimator_is_refused() -> None:
         load_flow_estimator("gmflow")
 
 
-def test_dis_takes_no_weights() -> None:
+@pytest.mark.parametrize("look", [check_flow_weights, load_flow_estimator])
+def test_dis_takes_no_weights(look: Any) -> None:
     with pytest.raises(ValueError, match="flow_estimator=dis has no weights, got flow_weights=w"):
-        load_flow_estimator("dis", "w.safetensors")
+        look("dis", "w.safetensors")
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -210,27 +216,81 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         load_flow_estimator("raft_small", str(path))
 
 
-def test_a_directory_is_no_weights_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("look", [check_flow_weights, load_flow_estimator])
+def test_a_directory_is_no_weights_file(tmp_path: Path, look: Any) -> None:
     with pytest.raises(FileNotFoundError, match="flow_weights: no file at"):
-        load_flow_estimator("raft_small", str(tmp_path))
+        look("raft_small", str(tmp_path))
 
 
-@pytest.mark.parametrize("keep", [0, 5, 2000])
-def test_truncated_weights_are_refused(tmp_path: Path, keep: int) -> None:
+@pytest.mark.parametrize("keep", [0, 5, 2000, 100_000])
+@pytest.mark.parametrize("look", [check_flow_weights, load_flow_estimator])
+def test_truncated_weights_are_refused(tmp_path: Path, keep: int, look: Any) -> None:
     path = tmp_path / "raft_small.safetensors"
     save_file(raft_small(weights=None).state_dict(), path)
     path.write_bytes(path.read_bytes()[:keep])
 
     with pytest.raises(OSError, match=r"is not a readable safetensors file .* truncated"):
-        load_flow_estimator("raft_small", str(path))
+        look("raft_small", str(path))
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("look", [check_flow_weights, load_flow_estimator])
+def test_weights_of_another_model_are_refused_in_a_line(tmp_path: Path, look: Any) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"a.weight": torch.zeros(2)}, path)
+
+    with pytest.raises(ValueError, match=r"does not hold the weights of raft_large in") as caught:
+        look("raft_large", str(path))
+
+    # raft_large's 169 tensors are missing, and one is no part of it.
+    assert str(caught.value).endswith(
+        "in torchvision's naming: 170 tensors differ "
+        "(feature_encoder.convnormrelu.0.weight missing, expected (64, 3, 7, 7); "
+        "feature_encoder.convnormrelu.0.bias missing, expected (64,); "
+        "feature_encoder.layer1.0.convnormrelu1.0.weight missing, expected (64, 64, 3, 3); "
+        "and 167 more). Name a file with raft_large's state_dict."
+    )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "build"),
+    [("raft_large", "raft_small", raft_small), ("raft_small", "raft_large", raft_large)],
+)
+def test_weights_of_the_other_raft_are_recognised(
+    tmp_path: Path, asked: str, held: str, build: Any
+) -> None:
+    path = tmp_path / "raft.safetensors"
+    save_file(build(weights=None).state_dict(), path)
+
+    message = rf"does not hold the weights of {asked} .* These are weights of {held}: set flow_est"
+    with pytest.raises(ValueError, match=rf"{message}imator={held}, or name those of {asked}\."):
+        check_flow_weights(asked, str(path))
+    check_flow_weights(held, str(path))
+
+
+def test_one_tensor_of_another_shape_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "raft_small.safetensors"
+    state = raft_small(weights=None).state_dict()
+    name = "feature_encoder.convnormrelu.0.weight"
+    save_file({**state, name: torch.zeros(32, 3, 5, 5)}, path)
+
+    message = rf": 1 tensors differ \({name} \(32, 3, 5, 5\), expected \(32, 3, 7, 7\)\)\. Name a"
+    with pytest.raises(ValueError, match=message):
+        check_flow_weights("raft_small", str(path))
+
+
+def test_a_look_at_weights_builds_and_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "raft_small.safetensors"
     save_file(raft_small(weights=None).state_dict(), path)
+    monkeypatch.setattr(estimator_module, "load_file", lambda _: pytest.fail("tensors were read"))
+    estimator_module._raft_shapes.cache_clear()
+    state = torch.get_rng_state()
 
-    with pytest.raises(ValueError, match=r"does not hold the weights of raft_large in torchvision"):
-        load_flow_estimator("raft_large", str(path))
+    check_flow_weights("raft_small", str(path))
+
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_local_weights_are_loaded(tmp_path: Path) -> None:
@@ -255,7 +315,7 @@ def test_a_failing_download_says_what_to_do(
 
     monkeypatch.setattr(Raft_Large_Weights, "get_state_dict", fail)
 
-    message = r"weights of raft_large could not be downloaded from https://.*\n?.*flow_weights="
+    message = r"weights of raft_large could not be downloaded from https://.* with flow_weights=<"
     with pytest.raises(OSError, match=message):
         load_flow_estimator("raft_large")
     assert calls[0]["weights"] is Raft_Large_Weights.C_T_SKHT_V2
