@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
-from lerobot_motion.flow.estimator import check_estimator_name, check_resolution
+from lerobot_motion.flow.estimator import (
+    check_estimator_name,
+    check_flow_weights,
+    check_resolution,
+)
 from lerobot_motion.joint.settling import OneOrSeveral, SettledByDataset
 from lerobot_motion.joint.speed import SpeedSettings
 from lerobot_motion.models.latent_codec import EMBEDDED_CODECS
@@ -214,11 +218,6 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
             return None
         return [0, self.motion_horizon or 0]
 
-    @property
-    def train_run(self) -> TrainRun | None:
-        """The `lerobot-train` run that this configuration belongs to, if any."""
-        return getattr(self, "_train_run", None)
-
     def enter_run(self, run: TrainRun) -> None:
         """Take note of the run that trains this policy; called by the hook in `training/run.py`.
 
@@ -226,9 +225,9 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
             run: Settings of the run.
 
         Raises:
-            FileNotFoundError: If `flow_weights` names no file.
+            OSError: If the file of `flow_weights` is not there, truncated or of another format.
             ValueError: If the run trains a policy without its motion head, or a full-size backbone
-                from random weights unasked.
+                from random weights unasked, or `flow_weights` are not those of `flow_estimator`.
         """
         if not self.load_motion_head:
             raise ValueError(
@@ -245,11 +244,8 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
             self.refuse_random_backbone()
         self.require_attention()
         self._warn_of_target()
-        needs_weights = self.estimates_flow and self.flow_weights is not None
-        if needs_weights and not Path(str(self.flow_weights)).is_file():
-            raise FileNotFoundError(
-                f"flow_weights: no file at {self.flow_weights}; expected a safetensors file."
-            )
+        if self.estimates_flow and self.motion_latents is None:
+            check_flow_weights(str(self.flow_estimator), self.flow_weights)
         if self.has_motion_head and self.motion_warmup_steps >= run.num_steps:
             logger.warning(
                 "motion_warmup_steps=%d is not shorter than the run (steps=%d): only the motion "

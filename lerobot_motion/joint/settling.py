@@ -5,6 +5,7 @@ from typing import Any
 from lerobot_motion.checkpoints.card_tables import DatasetFacts
 from lerobot_motion.models.latent_codec import read_latent_spec
 from lerobot_motion.steps import EMPTY_CAMERA
+from lerobot_motion.training.train_run import TrainRun
 
 AUTO_LATENTS = "auto"
 # In this order: draccus tries one type after the other, and makes a str of anything.
@@ -58,6 +59,12 @@ class SettledByDataset:
     empty_cameras: int
     # For the model card; no field of the configuration, and None outside training.
     dataset_facts: DatasetFacts | None = None
+    _train_run: TrainRun | None = None
+
+    @property
+    def train_run(self) -> TrainRun | None:
+        """The `lerobot-train` run that this configuration belongs to, if any."""
+        return self._train_run
 
     def _name_views(self) -> None:
         """Bring cameras and stores to one form: a name for one view, a list for several.
@@ -135,13 +142,27 @@ class SettledByDataset:
     def settle_latent_shape(self) -> None:
         """Read the shape of the latents from the VAE's config.json, unless it is known.
 
+        Serving needs no VAE. A run that makes targets on the fly does: there what is known must be
+        the VAE's.
+
         Raises:
             OSError: If the VAE's configuration cannot be read.
-            ValueError: If the image resolution does not suit the VAE.
+            ValueError: If the image resolution or the known shape does not suit the VAE.
         """
-        if self.motion_latent_shape is None:
-            spec = read_latent_spec(str(self.motion_vae))
-            self.motion_latent_shape = spec.latent_shape(tuple(self.image_resolution))
+        known = self.motion_latent_shape
+        makes_targets = self.train_run is not None and self.motion_latents is None
+        if known is not None and not makes_targets:
+            return
+        height, width = self.image_resolution
+        shape = read_latent_spec(str(self.motion_vae)).latent_shape((height, width))
+        if known is not None and tuple(known) != shape:
+            raise ValueError(
+                f"motion_vae: the latents of {self.motion_vae} have shape {shape}, but the motion "
+                f"head expects {tuple(known)} (motion_latent_shape), at an image_resolution of "
+                f"{height}x{width}. Use VAE and resolution that the checkpoint was trained with; "
+                "for a new motion head, leave motion_latent_shape out (null)."
+            )
+        self.motion_latent_shape = shape
 
     def settle_latent_stores(self, paths: list[str], flow_estimator: str | None) -> None:
         """Note the stores that targets are read from, and how their flow was estimated.

@@ -141,7 +141,13 @@ CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
         ("--policy.motion_latent_shape=[4,14,14]",),
         "ValueError",
         r"motion_vae: the latents of pool have shape \(3, 14, 14\), but the motion head expects "
-        r"\(4, 14, 14\)",
+        r"\(4, 14, 14\) \(motion_latent_shape\), at an image_resolution of 112x112",
+    ),
+    "another VAE than the checkpoint's": (
+        ("--policy.path={trained}", "--policy.motion_vae=flow"),
+        "ValueError",
+        r"motion_vae: the latents of flow have shape \(4, 14, 14\), but the motion head expects "
+        r"\(3, 14, 14\)",
     ),
     "a width that the heads do not divide": (
         ("--policy.motion_head_dim=66",),

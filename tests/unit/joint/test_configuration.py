@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 from lerobot.configs import PreTrainedConfig
+from safetensors.torch import save_file
 from tiny import CAMERA, make_motion_config
+from torchvision.models.optical_flow import raft_large, raft_small
 
 from lerobot_motion.motion_pi0.configuration_motion_pi0 import MotionPi0Config
+from lerobot_motion.motion_pi0.modeling_motion_pi0 import MotionPi0Policy
 from lerobot_motion.training.train_run import TrainRun
 
 # Too small for RAFT.
@@ -255,6 +258,40 @@ def test_a_known_latent_shape_needs_no_vae() -> None:
     assert config.motion_latent_shape == (4, 28, 28)
 
 
+def test_a_run_that_makes_targets_compares_the_latent_shape_with_the_vae() -> None:
+    config = make_motion_config(motion_vae="flow", motion_latent_shape=(3, 14, 14))
+    config.settle_latent_shape()  # To serve: no VAE is asked.
+    config.enter_run(TrainRun(num_steps=10))
+
+    message = (
+        r"motion_vae: the latents of flow have shape \(4, 14, 14\), but the motion head expects "
+        r"\(3, 14, 14\) \(motion_latent_shape\), at an image_resolution of 112x112\. Use VAE and "
+        r"resolution that the checkpoint was trained with; for a new motion head, leave motion_lat"
+    )
+    with pytest.raises(ValueError, match=message):
+        MotionPi0Policy(config)
+
+
+def test_a_run_from_a_checkpoint_of_the_same_vae_is_fine() -> None:
+    config = make_motion_config(motion_latent_shape=(3, 14, 14))
+    config.enter_run(TrainRun(num_steps=10))
+
+    config.settle_latent_shape()
+
+    assert config.motion_latent_shape == (3, 14, 14)
+
+
+def test_a_run_from_a_store_needs_no_vae() -> None:
+    config = make_motion_config(
+        motion_vae="nobody/vae", motion_latent_shape=(4, 14, 14), motion_latents="some/store"
+    )
+    config.enter_run(TrainRun(num_steps=10))
+
+    config.settle_latent_shape()
+
+    assert config.motion_latent_shape == (4, 14, 14)
+
+
 def test_settings_of_the_target_need_camera_and_latents() -> None:
     config = MotionPi0Config(backbone="tiny", device="cpu")
     message = r"motion_camera and motion_latent_shape must be settled .* got None and None"
@@ -311,6 +348,52 @@ def test_a_run_without_a_head_is_refused() -> None:
     with pytest.raises(ValueError, match="load_motion_head=false is for serving; a run without"):
         config.enter_run(TrainRun(num_steps=10))
     assert config.train_run is None
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> dict[str, Path]:
+    """Files of weights: good ones of each RAFT, and cut ones."""
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("raft_small", "raft_large", "cut")}
+    save_file(raft_small(weights=None).state_dict(), paths["raft_small"])
+    save_file(raft_large(weights=None).state_dict(), paths["raft_large"])
+    paths["cut"].write_bytes(paths["raft_small"].read_bytes()[:100_000])
+    return {**paths, "nowhere": tmp_path / "nowhere"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "held", "error", "message"),
+    [
+        ("raft_small", "nowhere", FileNotFoundError, "flow_weights: no file at .*nowhere"),
+        ("raft_small", "cut", OSError, r"is not a readable safetensors file .* truncated"),
+        ("raft_small", "raft_large", ValueError, "These are weights of raft_large: set flow_est"),
+        ("dis", "raft_small", ValueError, r"dis has no weights, got .* Leave flow_weights out"),
+    ],
+)
+def test_flow_weights_are_looked_at_when_the_run_begins(
+    weights: dict[str, Path], estimator: str, held: str, error: type[Exception], message: str
+) -> None:
+    settings = {"flow_estimator": estimator, "image_resolution": (128, 128)}
+    config = make_motion_config(**settings, flow_weights=str(weights[held]))
+
+    with pytest.raises(error, match=message):
+        config.enter_run(TrainRun(num_steps=10))
+    assert config.train_run is None
+
+
+def test_flow_weights_that_are_read_are_fine(weights: dict[str, Path]) -> None:
+    config = make_motion_config(
+        flow_estimator="raft_small",
+        image_resolution=(128, 128),
+        flow_weights=str(weights["raft_small"]),
+    )
+
+    config.enter_run(TrainRun(num_steps=10))
+
+
+def test_with_a_store_flow_weights_are_not_read() -> None:
+    config = make_motion_config(flow_weights="nowhere", motion_latents="some/store")
+
+    config.enter_run(TrainRun(num_steps=10))
 
 
 def test_the_run_is_not_saved(tmp_path: Any) -> None:
