@@ -8,7 +8,7 @@ Without `--policy.path` it shows the dataset's targets alone: a check before tra
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lerobot_motion.extraction.recordings import (
     open_dataset,
 )
 from lerobot_motion.extraction.targets import usable_device
-from lerobot_motion.flow.estimator import FLOW_ESTIMATORS
+from lerobot_motion.flow.estimator import check_estimator_name
 from lerobot_motion.steps import MotionTargetStep
 from lerobot_motion.viz.checkpoints import held_out_episodes, read_motion_config
 from lerobot_motion.viz.imagination import Imagination, Observations, load_imagination
@@ -36,7 +36,7 @@ from lerobot_motion.viz.metrics import table
 from lerobot_motion.viz.output import Output
 from lerobot_motion.viz.render import Job, render
 from lerobot_motion.viz.stream import RerunStream
-from lerobot_motion.viz.targets import TargetSettings
+from lerobot_motion.viz.targets import TargetSettings, check_step
 
 # What a checkpoint settles, and what it is without one.
 _WITHOUT_POLICY: dict[str, Any] = {
@@ -153,11 +153,8 @@ def check_arguments(args: VizArguments) -> Output | None:
                 f"{', '.join(given)}: a checkpoint settles what it imagines. Leave it out with "
                 "--policy.path."
             )
-    known = (*FLOW_ESTIMATORS, None)
-    if args.flow_estimator not in known:
-        raise ValueError(
-            f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {args.flow_estimator!r}."
-        )
+    if args.flow_estimator is not None:
+        check_estimator_name(args.flow_estimator)
     if args.output is None:
         return None
     output = Output(args.output, args.overwrite)
@@ -183,9 +180,13 @@ def make_job(args: VizArguments) -> Job:
         config.flow_estimator, config.flow_weights = args.flow_estimator, None
     if config is not None:
         config.flow_weights = args.flow_weights or config.flow_weights
+    step = _target_step(args, config)
+    check_step(step)
     meta = open_dataset(args.dataset.repo_id, args.dataset.root, args.dataset.revision)
     asked = held_out_episodes(source, meta) if args.held_out else args.dataset.episodes
-    horizon = (args.horizon or meta.fps) if config is None else config.motion_horizon
+    horizon = meta.fps if args.horizon is None else args.horizon
+    if config is not None:
+        horizon = config.motion_horizon
     episodes = choose_episodes(meta, asked, horizon)
     imagination = None
     if config is not None:
@@ -196,7 +197,7 @@ def make_job(args: VizArguments) -> Job:
     ]
     for view in views:
         view.fetch(episodes)
-    step = _target_step(args, config, list(cameras))
+    step = replace(step, camera=list(cameras) if len(cameras) > 1 else cameras[0])
     return Job(
         views=views,
         episodes=episodes,
@@ -223,17 +224,16 @@ def _imagination(
     return load_imagination(source, config, seen, num_steps=args.num_steps, seed=args.seed)
 
 
-def _target_step(args: VizArguments, config: Any | None, cameras: list[str]) -> MotionTargetStep:
-    """The step that makes targets in training, for the dataset's own names of the cameras."""
-    camera = cameras if len(cameras) > 1 else cameras[0]
+def _target_step(args: VizArguments, config: Any | None) -> MotionTargetStep:
+    """The step that makes targets in training; its cameras await the dataset's own names."""
     if config is not None:
-        return MotionTargetStep(**{**config.motion_target_settings, "camera": camera})
+        return MotionTargetStep(**config.motion_target_settings)
     settled = {
         name: default if getattr(args, name) is None else getattr(args, name)
         for name, default in _WITHOUT_POLICY.items()
     }
     return MotionTargetStep(
-        camera=camera,
+        camera=[],
         flow_estimator=args.flow_estimator or "raft_large",
         flow_weights=args.flow_weights,
         max_magnitude=settled["flow_max_magnitude"],

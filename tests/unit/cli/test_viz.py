@@ -9,6 +9,7 @@ from lerobot.utils.rerun_visualization import init_rerun
 from PIL import Image
 from tiny import CAMERA, write_dataset
 
+from lerobot_motion.cli import viz as viz_module
 from lerobot_motion.cli.viz import main
 from lerobot_motion.viz import stream as stream_module
 from lerobot_motion.viz.metrics import FIGURES
@@ -252,6 +253,8 @@ def test_streams_every_view(
         (["--metrics=true", f"--camera={OTHER}"], f"camera must be one of ['{CAMERA}']"),
         (["--metrics=true", "--motion_target=depth"], "motion_target must be one of"),
         (["--metrics=true", "--horizon=12"], "horizon must be shorter than the longest"),
+        (["--metrics=true", "--horizon=0"], "horizon must be at least 1 frame, got 0"),
+        (["--metrics=true", "--horizon=-5"], "horizon must be at least 1 frame, got -5"),
         (["--metrics=true", "--device=tpu9"], "cannot be used"),
         (["--output=a.avi"], "must end in .mp4, .gif, .png, or name a folder"),
         (["--metrics=true", "--policy.path=/nowhere"], "checkpoint /nowhere: there is no such"),
@@ -286,6 +289,63 @@ def test_a_checkpoint_settles_much(
     assert main(flags(data, f"--policy.path={checkpoint}", "--metrics=true", *arguments)) == 1
 
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--flow_estimator=dis", "--flow_weights=w.safetensors"],
+            "flow_estimator=dis has no weights, got flow_weights=w.safetensors",
+        ),
+        (["--flow_weights={stock}"], "does not hold the weights of raft_large"),
+        (["--flow_weights=gone.safetensors"], "flow_weights: no file at gone.safetensors"),
+        (
+            ["--image_resolution=[64,64]"],
+            "raft_large needs an image_resolution of at least 128 px a side",
+        ),
+        (["--image_resolution=[0,64]"], "image_resolution must be positive, got 0x64"),
+        (["--flow_max_magnitude=-3"], "flow_max_magnitude must be positive (pixels), got -3.0"),
+        (["--flow_max_magnitude=.inf"], "flow_max_magnitude must be positive (pixels), got inf"),
+        (
+            ["--policy.path={checkpoint}", "--flow_estimator=raft_small"],
+            "raft_small needs an image_resolution of at least 128 px a side",
+        ),
+        (
+            ["--policy.path={checkpoint}", "--flow_weights=w.safetensors"],
+            "flow_estimator=dis has no weights, got flow_weights=w.safetensors",
+        ),
+    ],
+)
+def test_settings_of_flow_are_refused_before_anything_is_loaded(
+    arguments: list[str],
+    message: str,
+    data: Path,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(viz_module, "open_dataset", lambda *_: pytest.fail("the dataset was read"))
+    paths = {"checkpoint": checkpoint, "stock": checkpoint / "model.safetensors"}
+    given = [argument.format(**paths) for argument in arguments]
+
+    assert main(flags(data, "--metrics=true", *given)) == 1
+
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert "--policy." not in printed.err
+    assert "Looking" not in printed.err
+
+
+def test_of_a_future_image_the_settings_of_flow_do_not_matter(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--motion_target=future_image", "--image_resolution=[64,64]", "--horizon=3"]
+
+    assert main(flags(data, *arguments, "--flow_weights=gone", "--metrics=true")) == 0
+
+    assert "PSNR" in capsys.readouterr().out
 
 
 def test_overwrites_only_when_told(
