@@ -41,7 +41,8 @@ def draw_chart(report: Report) -> bytes:
             "'lerobot_policy_motion[report]'"
         ) from error
     rows = _charted(report)
-    num_bars = len(report.checkpoints)
+    # Of the fullest row: not every checkpoint has a bar in every row.
+    num_bars = max(sum(rate is not None for rate in row.rates) for row in rows)
     height = _MARGINS + len(rows) * (num_bars + 1) * _BAR_HEIGHT
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -58,7 +59,7 @@ def draw_chart(report: Report) -> bytes:
         label, marker = f"paper: {policy}", _MARKERS[i % len(_MARKERS)]
         axes.scatter(x, y, marker=marker, s=60, color="white", edgecolors="black", label=label)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=_FONT_SIZE)
-    axes.invert_yaxis()  # The first row on top.
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # The first row on top.
     axes.set_xlim(0, 102)  # An interval that ends at 100 is seen to.
     axes.set_xlabel("success rate in %, with 95% Wilson intervals", fontsize=_FONT_SIZE)
     axes.tick_params(axis="x", labelsize=_FONT_SIZE)
@@ -82,13 +83,14 @@ def _charted(report: Report) -> list[Row]:
 
 
 def _draw_bars(axes: "Axes", rows: list[Row], i: int, num_bars: int, name: str) -> None:
-    """The bars of checkpoint i, in each row below those of the ones before it."""
+    """The bars of checkpoint i, in each row below those of the ones before it that are there."""
     height = 1 / (num_bars + 1)
     heights, rates = [], []
     for y, row in enumerate(rows):
         rate = row.rates[i]
+        there = [j for j, other in enumerate(row.rates) if other is not None]
         if rate is not None:
-            heights.append(y + (i - (num_bars - 1) / 2) * height)
+            heights.append(y + (there.index(i) - (len(there) - 1) / 2) * height)
             rates.append(rate)
     lengths = [100 * rate.rate for rate in rates]
     below = [max(0.0, 100 * (rate.rate - rate.interval[0])) for rate in rates]

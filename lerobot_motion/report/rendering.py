@@ -55,7 +55,7 @@ def _results(checkpoints: Iterable[Checkpoint]) -> str:
 
 
 def shown_rows(report: Report) -> list[Row]:
-    """The rows that say something new: a suite of one task is that task.
+    """The rows that say something, and something new: a suite of one task is that task.
 
     Args:
         report: What it says.
@@ -71,7 +71,8 @@ def shown_rows(report: Report) -> list[Row]:
                 continue
         elif num_suites == 1:
             continue
-        shown.append(row)
+        if any(rate is not None for rate in row.rates):
+            shown.append(row)
     return shown
 
 

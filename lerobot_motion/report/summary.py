@@ -135,7 +135,7 @@ def make_report(
             if checkpoint.name != baseline:
                 comparisons += compare(checkpoint, by_name[baseline])
     rows = summarize(checkpoints)
-    needs = [] if detect is None else _needs(rows[-1], checkpoints, comparisons, detect)
+    needs = [] if detect is None else _needs(checkpoints, comparisons, detect)
     return Report(tuple(checkpoints), tuple(rows), tuple(comparisons), tuple(needs))
 
 
@@ -248,16 +248,11 @@ def _count(pairs: Sequence[tuple[bool, bool]]) -> PairCounts:
 
 
 def _needs(
-    overall: Row,
-    checkpoints: Sequence[Checkpoint],
-    comparisons: Sequence[Comparison],
-    difference: float,
+    checkpoints: Sequence[Checkpoint], comparisons: Sequence[Comparison], difference: float
 ) -> list[Need]:
-    rates = {
-        checkpoint.name: rate.rate
-        for checkpoint, rate in zip(checkpoints, overall.rates, strict=True)
-        if rate is not None
-    }
+    # Of its own tasks: side by side, no checkpoint need have those of the others.
+    in_own_tasks = {c.name: _rate(c, c.tasks) for c in checkpoints}
+    rates = {name: rate.rate for name, rate in in_own_tasks.items() if rate is not None}
     compared = [comparison for comparison in comparisons if comparison.label == OVERALL]
     if not compared:
         return [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from eval_results import Outcomes, episodes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lerobot_motion.report.chart import draw_chart
@@ -119,6 +120,28 @@ def test_checkpoints_side_by_side() -> None:
     assert "The checkpoints were not paired episode by episode" in markdown
 
 
+@pytest.fixture
+def easy_and_hard() -> Report:
+    """Two checkpoints that have no task in common."""
+    easy = checkpoint("easy", {"a": {0: episodes(3, 4)}, "b": {0: episodes(1, 4)}})
+    hard = checkpoint("hard", {"a_hard": {0: episodes(2, 4)}, "b_hard": {0: episodes(4, 4)}})
+    return make_report([easy, hard], None, 0.2)
+
+
+def test_a_row_that_nobody_has_is_not_shown(easy_and_hard: Report) -> None:
+    markdown = to_markdown(easy_and_hard)
+
+    assert lines_with(markdown, "a_hard/0") == ["| a_hard/0 |  | 50.0% [15.0, 85.0] (2/4) |"]
+    assert not lines_with(markdown, "**overall**")
+    # Each by its own tasks.
+    assert (
+        "easy and another checkpoint: On different seeds, from a success rate of 50.0%" in markdown
+    )
+    assert (
+        "hard and another checkpoint: On different seeds, from a success rate of 75.0%" in markdown
+    )
+
+
 def test_json_holds_the_figures(libero: Report) -> None:
     content = json.loads(to_json(libero))
 
@@ -160,6 +183,32 @@ def test_chart_shows_the_rates(libero: Report) -> None:
     # The bars of 100% and of 50%, in the first colour: the axis ends at 102%.
     assert columns_of(half_picture, (0, 114, 178)) < 600 < columns_of(picture, (0, 114, 178))
     assert columns_of(picture, (230, 159, 0)) > 0
+
+
+def test_bars_lie_beside_the_labels_of_their_rows(
+    easy_and_hard: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    part = checkpoint("part", {"a": {0: episodes(1, 4)}})
+    whole = checkpoint("whole", {"a": {0: episodes(1, 4), 1: episodes(1, 4)}})
+
+    draw_chart(easy_and_hard)
+    draw_chart(make_report([part, whole], None, None))
+
+    apart, together = (
+        [bar.get_y() + bar.get_height() / 2 for bar in figure.axes[0].patches] for figure in figures
+    )
+    # Easy has the first and the third row, hard the others; nobody has a fifth, "overall".
+    assert apart == pytest.approx([0, 2, 1, 3])
+    assert [figure.axes[0].get_ylim() for figure in figures] == [(3.5, -0.5), (2.5, -0.5)]
+    # Where both have the first task, their bars are one below the other.
+    assert together == pytest.approx([-1 / 6, 1 / 6, 1, 2])
+    assert [label.get_text() for label in figures[1].axes[0].get_yticklabels()] == [
+        "a/0",
+        "a/1",
+        "a",
+    ]
 
 
 def test_chart_without_matplotlib(libero: Report, monkeypatch: pytest.MonkeyPatch) -> None:
