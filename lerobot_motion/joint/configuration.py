@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
+from lerobot_motion.config_errors import logged_refusal
 from lerobot_motion.flow.estimator import (
     check_estimator_name,
     check_flow_weights,
@@ -127,15 +128,11 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
         Raises:
             ValueError: If a field is out of range or names something unknown.
         """
-        super().__post_init__()
-        try:
+        with logged_refusal():
+            super().__post_init__()
             self._name_views()
             self._resolve_defaults()
             self._validate_motion()
-        except ValueError as error:
-            # draccus 0.11 swallows the message of a dataclass that it cannot build.
-            logger.error("%s", error)  # noqa: TRY400
-            raise
 
     def _resolve_defaults(self) -> None:
         if self.backbone not in _BACKBONE_DEFAULTS:

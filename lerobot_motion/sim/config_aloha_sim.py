@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from lerobot.robots.config import RobotConfig
 
+from lerobot_motion.config_errors import logged_refusal
+
 CONTROL_HZ = 50
 """Control steps per second of gym-aloha."""
 CAMERAS = (
@@ -67,6 +69,10 @@ class AlohaSimConfig(RobotConfig):
             ValueError: If one cannot be simulated.
         """
         super().__post_init__()
+        with logged_refusal():
+            self._validate()
+
+    def _validate(self) -> None:
         unknown = [name for name in self.camera_names if name not in CAMERAS]
         if unknown or len(set(self.camera_names)) < len(self.camera_names):
             raise ValueError(

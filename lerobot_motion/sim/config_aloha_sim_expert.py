@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from lerobot.teleoperators.config import TeleoperatorConfig
 
+from lerobot_motion.config_errors import logged_refusal
+
 
 @TeleoperatorConfig.register_subclass("aloha_sim_expert")
 @dataclass(kw_only=True)
@@ -27,5 +29,6 @@ class AlohaSimExpertConfig(TeleoperatorConfig):
         Raises:
             ValueError: If the pace is not above 0 and at most 1.
         """
-        if not 0 < self.speed <= 1:
-            raise ValueError(f"speed must be above 0 and at most 1, got {self.speed}.")
+        with logged_refusal():
+            if not 0 < self.speed <= 1:
+                raise ValueError(f"speed must be above 0 and at most 1, got {self.speed}.")

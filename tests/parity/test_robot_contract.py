@@ -3,9 +3,12 @@
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import draccus
 import pytest
+from draccus.utils import ParsingError
 from lerobot.rollout import context as rollout_context
 from lerobot.rollout.inference import create_inference_engine
 from lerobot.rollout.strategies.episodic import EpisodicStrategy
@@ -73,6 +76,24 @@ def test_logging_is_set_up_before_the_robot_listens() -> None:
     for function in (lerobot_record.record, lerobot_teleoperate.teleoperate):
         assert order(source(function), "init_logging()", "robot.connect()")
     assert order(source(lerobot_rollout.rollout), "init_logging()", "build_rollout_context(")
+
+
+# --- why a configuration is refused: config_errors.py ---
+
+
+@dataclass
+class _Refused:
+    """A configuration that cannot be built."""
+
+    def __post_init__(self) -> None:
+        raise ValueError("the reason")
+
+
+def test_the_parser_keeps_the_reason_to_itself() -> None:
+    with pytest.raises(ParsingError, match="Couldn't instantiate class _Refused") as caught:
+        draccus.parse(_Refused, args=[])
+
+    assert "the reason" not in str(caught.value)
 
 
 # --- robots compared with checkpoints: joint/driving.py ---

@@ -192,9 +192,11 @@ def test_a_camera_can_be_made_to_fail(make_robot):
         ({"camera_fails_after_s": -1.0}, "camera_fails_after_s must be 0 or more"),
     ],
 )
-def test_settings_are_checked(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_settings_are_checked(settings, message, caplog):
+    with pytest.raises(ValueError, match=message) as caught:
         AlohaSimConfig(**settings)
+    # LeRobot's parser keeps the reason to itself.
+    assert caplog.messages == [str(caught.value)]
 
 
 def test_the_missing_simulator_is_named(make_robot, monkeypatch):

@@ -128,9 +128,11 @@ def test_the_robot_must_be_there(make_robot, make_expert):
         make_expert(robot_id="other").connect()
 
 
-def test_the_pace_is_checked():
-    with pytest.raises(ValueError, match="speed must be above 0 and at most 1, got 0"):
+def test_the_pace_is_checked(caplog):
+    message = "speed must be above 0 and at most 1, got 0."
+    with pytest.raises(ValueError, match=message):
         AlohaSimExpertConfig(speed=0)
+    assert caplog.messages == [message]
 
 
 def test_the_missing_solver_is_named(make_robot, make_expert, monkeypatch):
