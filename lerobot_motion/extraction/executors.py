@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 # What this module sets itself. Completed tasks are not skipped: their shards may have gone since.
 _OWN_OPTIONS = {"self", "pipeline", "tasks", "workers", "logging_dir", "skip_completed", "depends"}
 _POLL_S = 0.5
+# Makes PyTorch ask NVML, not CUDA, whether there is a GPU (its notes on multiprocessing). diffusers
+# asks when it is imported, and a process that has asked CUDA is no parent for one that uses it.
+_ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class _LocalExecutor(LocalPipelineExecutor):
@@ -268,14 +271,19 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _clean_processes(workers: int) -> Iterator[None]:
     """Within this context new processes are no copies of this one, of its threads, lock and GPU."""
-    before = multiprocess.get_start_method(allow_none=True)
+    before, asks = multiprocess.get_start_method(allow_none=True), os.environ.get(_ASK_NVML)
     multiprocess.set_start_method("forkserver", force=True)
+    os.environ[_ASK_NVML] = "1"
     if workers > 1:  # they share one import of PyTorch
         multiprocess.set_forkserver_preload(["__main__", MakeShards.__module__])
     try:
         yield
     finally:
         multiprocess.set_start_method(before, force=True)
+        if asks is None:
+            del os.environ[_ASK_NVML]
+        else:
+            os.environ[_ASK_NVML] = asks
 
 
 @contextmanager

@@ -8,14 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SCRIPTS, environment, succeed
+from commands import SCRIPTS, environment, run_python, succeed
 from extractions import content_of
 from runs import CAMERAS
 
+from lerobot_motion.extraction.executors import _ASK_NVML
 from lerobot_motion.latent_store import LatentStore
 
 COMMAND = "lerobot-motion-precompute"
 DEADLINE_S = 300
+# What a process of --executor=local is forked from has imported this, and must not have asked CUDA
+# for anything: its children could not use a GPU then. NVML is told to know one.
+FORKED = """
+import os, torch
+torch.cuda._device_count_nvml = lambda: 1
+import lerobot_motion.extraction.tasks
+assert torch.cuda.is_available()
+child = os.fork()
+if not child:
+    os._exit(torch.cuda._is_in_bad_fork())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 def flags(dataset: Path, output: Path) -> list[str]:
@@ -71,6 +84,10 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     succeed(COMMAND, *flags(dataset, tmp_path), home=home)
 
     assert content_of(tmp_path) == content_of(whole)
+
+
+def test_processes_of_the_local_executor_may_use_a_gpu(home: Path) -> None:
+    assert run_python(FORKED, home, **{_ASK_NVML: "1"}).stdout == "0\n"
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:

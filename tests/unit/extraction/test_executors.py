@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,13 @@ from extractions import content_of, work_of
 
 from lerobot_motion.extraction import tasks
 from lerobot_motion.extraction.build import build_store
-from lerobot_motion.extraction.executors import Launch, build_with_tasks, submit_tasks
+from lerobot_motion.extraction.executors import (
+    _ASK_NVML,
+    Launch,
+    _clean_processes,
+    build_with_tasks,
+    submit_tasks,
+)
 from lerobot_motion.extraction.extract import Extraction
 from lerobot_motion.extraction.store_directory import locked
 from lerobot_motion.latent_store import LatentStore
@@ -145,6 +152,21 @@ def test_shards_count_as_progress_when_they_are_there(
 
 
 # --- options ---
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_what_tasks_are_forked_from_does_not_ask_cuda(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/integration/test_precompute_command.py sees that a fork of it may then use a GPU."""
+    monkeypatch.delenv(_ASK_NVML, raising=False)
+    if before is not None:
+        monkeypatch.setenv(_ASK_NVML, before)
+
+    with _clean_processes(2):
+        assert os.environ[_ASK_NVML] == "1"
+
+    assert os.environ.get(_ASK_NVML) == before
 
 
 @pytest.mark.parametrize(
