@@ -45,7 +45,9 @@ class Compute:
 
 
 def usable_device(name: str | None) -> str:
-    """Choose a device.
+    """Choose a device; one of several GPUs becomes this process's own.
+
+    What asks for no GPU by number, such as page-locked memory, then leaves the first one alone.
 
     Args:
         name: The device that was asked for, or None for cuda if there is one, else cpu.
@@ -55,6 +57,8 @@ def usable_device(name: str | None) -> str:
     """
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if torch.device(device).type == "cuda" and torch.device(device).index is not None:
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
@@ -96,7 +100,10 @@ class Targets:
 
 
 class TargetMaker:
-    """Makes the targets of a store. Nothing is waited for on a GPU."""
+    """Makes the targets of a store.
+
+    Nothing here waits for a GPU; torchvision's RAFT does, 14 times a batch, to copy its grids.
+    """
 
     def __init__(self, settings: StoreSettings, compute: Compute) -> None:
         """Note what to make; the networks are loaded when first used.

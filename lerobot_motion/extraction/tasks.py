@@ -73,15 +73,18 @@ class Work:
                 f"no latent store at {self.store}: it must lie where all machines see it under the "
                 "same path. Name such a directory with --output."
             )
-        device = usable_device(self.device)
-        if device == "cuda":
-            device = f"cuda:{rank % torch.cuda.device_count()}"
-        compute = replace(self.compute, device=device)
+        compute = replace(self.compute, device=usable_device(self._device_of(rank)))
         meta = open_dataset(self.repo_id, self.root, self.revision)
         recordings = Recordings(meta, settings.camera, self.tolerance_s, self.video_backend)
         check_dataset(settings, recordings)
         check_networks(settings, compute)
         return Extraction(self.store, settings, recordings, compute)
+
+    def _device_of(self, rank: int) -> str | None:
+        """The device that a task is to use: of several GPUs only its own is ever touched."""
+        if self.device in {None, "cuda"} and torch.cuda.is_available():
+            return f"cuda:{rank % torch.cuda.device_count()}"
+        return self.device
 
 
 class MakeShards(PipelineStep):

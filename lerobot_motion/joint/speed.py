@@ -7,6 +7,7 @@ import torch
 
 from lerobot_motion.joint.attention import AUTO, EAGER, SDPA, require_sdpa
 from lerobot_motion.training.optimizer import FusedAdamWConfig
+from lerobot_motion.training.ranks import own_device
 
 if TYPE_CHECKING:
     # At run time a plain mixin: a dataclass base would bring its defaults before the policy's.
@@ -54,7 +55,8 @@ class SpeedSettings(_PolicyConfig):
             ValueError: If the device cannot compute the attention that was asked for.
         """
         if self.train_attention == SDPA:
-            require_sdpa(torch.device(str(self.device)), getattr(torch, self.dtype))
+            device = own_device(torch.device(str(self.device)))
+            require_sdpa(device, getattr(torch, self.dtype))
 
     def get_optimizer_preset(self) -> Any:
         """LeRobot's AdamW, fused where that is asked for or known to be there."""

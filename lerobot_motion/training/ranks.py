@@ -74,7 +74,25 @@ def is_sharded(parameter: Tensor | None) -> bool:
 
 def is_first_of_its_machine() -> bool:
     """Whether no other process of this run on this machine has a lower rank."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return _local_rank() == 0
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process, which "cuda" is only once accelerate has chosen its GPU.
+
+    Before that every process of the run would take, and keep, memory of the first GPU.
+
+    Args:
+        device: As the policy's configuration names it.
+    """
+    if device.type != "cuda" or device.index is not None or not _local_rank():
+        return device
+    # As accelerate chooses.
+    return torch.device("cuda", _local_rank() % torch.cuda.device_count())
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from extractions import make_extraction
 from tiny import shared_file, textured_frames, write_autoencoder
 
 from lerobot_motion.extraction.extract import Extraction
-from lerobot_motion.extraction.targets import TargetMaker
+from lerobot_motion.extraction.targets import TargetMaker, usable_device
 from lerobot_motion.flow.estimator import RaftEstimator, load_flow_estimator
 from lerobot_motion.models.latent_codec import AutoencoderCodec, load_latent_codec
 
@@ -78,3 +78,15 @@ def test_compiling_is_asked_of_both_networks(
     _ = maker.estimator, maker.codec
 
     assert compiled == ["raft", "Encoder"]
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("cuda", []), ("cuda:2", ["cuda:2"]), ("cpu", [])])
+def test_one_of_several_gpus_becomes_the_processs_own(
+    name: str, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: device)
+
+    assert usable_device(name) == name
+    assert found == chosen

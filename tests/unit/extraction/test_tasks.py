@@ -137,14 +137,17 @@ def test_a_machine_with_another_dataset_is_refused(begun: Extraction, tmp_path: 
         MakeShards(work, ["shards/000000.safetensors"]).run()
 
 
+@pytest.mark.parametrize("device", [None, "cuda"])
 def test_tasks_that_see_several_gpus_spread_over_them(
-    begun: Extraction, monkeypatch: pytest.MonkeyPatch
+    device: str | None, begun: Extraction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "usable_device", lambda name: "cuda")
+    monkeypatch.setattr(tasks, "usable_device", lambda name: name)
     monkeypatch.setattr(tasks, "check_networks", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
-    devices = [work_of(begun).open(rank).compute.device for rank in (0, 3, 5)]
+    work = replace(work_of(begun), device=device)
+    devices = [work.open(rank).compute.device for rank in (0, 3, 5)]
 
     assert devices == ["cuda:0", "cuda:3", "cuda:1"]
 

@@ -13,6 +13,7 @@ from lerobot_motion.training.ranks import (
     check_sharding,
     drawing_apart,
     is_first_of_its_machine,
+    own_device,
     warning_once,
 )
 
@@ -110,3 +111,28 @@ def test_one_rank_warns_for_all(
     logger.warning("later")
 
     assert caplog.messages == [*heard, "later"]
+
+
+# --- devices ---
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "device", "expected"),
+    [
+        (None, "cuda", "cuda"),
+        ("0", "cuda", "cuda"),
+        ("1", "cuda", "cuda:1"),
+        ("3", "cuda", "cuda:1"),
+        ("1", "cuda:0", "cuda:0"),
+        ("1", "cpu", "cpu"),
+    ],
+)
+def test_a_rank_tries_things_on_its_own_gpu(
+    local_rank: str | None, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    assert own_device(torch.device(device)) == torch.device(expected)
