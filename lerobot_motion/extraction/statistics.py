@@ -12,6 +12,7 @@ NUM_BINS = 2048
 BINS_PER_PIXEL = 8
 # Above, a displacement is counted in the bin of the overflow.
 RANGE_PX = NUM_BINS / BINS_PER_PIXEL
+_EXACT_IN_FLOAT32 = 2**24
 
 
 def count_magnitudes(magnitude: Tensor) -> Tensor:
@@ -21,16 +22,20 @@ def count_magnitudes(magnitude: Tensor) -> Tensor:
         magnitude: Displacements in pixels, any shape, finite.
 
     Returns:
-        Counts, (2049,), float64 (exact): bins of 1/8 px, and the overflow.
+        Counts, (2049,), int64: bins of 1/8 px, and the overflow.
     """
-    counts = torch.histc(magnitude.double(), bins=NUM_BINS, min=0, max=RANGE_PX)
+    # Of so many values at once float32 counts exactly; not every device has float64.
+    parts = torch.split(magnitude.float().flatten(), _EXACT_IN_FLOAT32)
+    counts = torch.stack(
+        [torch.histc(part, bins=NUM_BINS, min=0, max=RANGE_PX).long() for part in parts]
+    ).sum(dim=0)
     return torch.cat([counts, (magnitude.numel() - counts.sum())[None]])
 
 
 def sum_histograms(histograms: Sequence[Tensor]) -> Tensor:
     """Add histograms of `count_magnitudes`: (2049,) each -> (2049,), int64, on the CPU."""
-    empty = torch.zeros(NUM_BINS + 1, dtype=torch.float64)
-    return torch.stack([empty, *(counts.cpu() for counts in histograms)]).sum(dim=0).long()
+    empty = torch.zeros(NUM_BINS + 1, dtype=torch.int64)
+    return torch.stack([empty, *(counts.cpu() for counts in histograms)]).sum(dim=0)
 
 
 def percentile(histogram: Tensor, share: float, largest: float) -> float:

@@ -120,13 +120,17 @@ def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _inner_product(gradients: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> float:
-    """Inner product over all parameters, summed in float32 and over tensors in float64."""
-    total = 0.0
-    for gradient, other in zip(gradients, others, strict=True):
-        if gradient is not None and other is not None:
-            products = (a @ b for a, b in _chunks(gradient, other))
-            total += torch.stack(list(products)).double().sum().item()
-    return total
+    """Inner product over all parameters, summed in float32 and over chunks in float64.
+
+    The latter on the host: not every device has float64, and a GPU is waited for only once.
+    """
+    products = [
+        a @ b
+        for gradient, other in zip(gradients, others, strict=True)
+        if gradient is not None and other is not None
+        for a, b in _chunks(gradient, other)
+    ]
+    return math.fsum(torch.stack(products).tolist()) if products else 0.0
 
 
 def _chunks(gradient: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -48,6 +48,15 @@ def test_every_value_is_counted() -> None:
     assert counts[NUM_BINS] == 2
 
 
+def test_more_values_than_float32_counts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = magnitudes(1_000)
+    expected = count_magnitudes(values)
+    monkeypatch.setattr("lerobot_motion.extraction.statistics._EXACT_IN_FLOAT32", 64)
+
+    assert expected.dtype == torch.int64
+    assert torch.equal(count_magnitudes(values), expected)
+
+
 def test_a_percentile_beyond_the_range_is_the_largest_value() -> None:
     assert percentile(count_magnitudes(torch.full((10,), RANGE_PX + 50)), 0.5, 306.0) == 306.0
 
