@@ -179,20 +179,23 @@ class MotionTargetStep(ProcessorStep):
     ) -> Tensor:
         """Targets of a camera: (B, 2, 3, H, W), (B,) and (B,) -> (B, C, h, w)."""
         latents = torch.zeros(len(frames), *self.latent_shape, device=frames.device)
-        rows = valid.nonzero().flatten().tolist()
+        rows = [row for row, is_valid in enumerate(valid.tolist()) if is_valid]
         if self._kept is None or index is None:
             if rows:
                 latents[rows] = self._encode(frames[rows])
             return latents
         keys = [(camera, i) for i in index.flatten().tolist()]
+        known = [row for row in rows if keys[row] in self._kept]
         new = [row for row in rows if keys[row] not in self._kept]
+        # One copy each way, not one for each row: a GPU is waited for every time.
+        if known:
+            kept = torch.stack([self._kept[keys[row]] for row in known])
+            latents[known] = kept.to(latents.device)
         if new:
-            latents[new] = self._encode(frames[new])
-        for row in rows:
-            if row not in new:
-                latents[row] = self._kept[keys[row]].to(latents.device)
-            elif len(self._kept) < KEPT_BYTES // latents[row].nbytes:
-                self._kept[keys[row]] = latents[row].cpu()
+            latents[new] = made = self._encode(frames[new])
+            for row, latent in zip(new, made.cpu(), strict=True):
+                if len(self._kept) < KEPT_BYTES // latent.nbytes:
+                    self._kept[keys[row]] = latent
         return latents
 
     def _encode(self, frames: Tensor) -> Tensor:

@@ -124,8 +124,9 @@ class JointMotionPolicy(
         loss = self.config.motion_loss_weight * motion_loss
         if action_loss is not None:
             loss = action_loss + loss
-        log["motion_loss"] = motion_loss.mean().item()
-        log["loss"] = loss.mean().item()
+        means = torch.stack([motion_loss.detach().mean(), loss.detach().mean()])
+        # Together: each reading waits for the GPU.
+        log["motion_loss"], log["loss"] = means.tolist()
         self.note_losses(log, in_warmup=action_loss is None)
         return loss, log
 
@@ -160,7 +161,9 @@ class JointMotionPolicy(
         """Whether only the motion head learns at present."""
         if self.config.motion_target == NO_TARGET:
             return False
-        return int(self._motion_head.num_updates) < self.config.motion_warmup_steps
+        head, warmup_steps = self._motion_head, self.config.motion_warmup_steps
+        # Without a warm-up the counter is not read: that would wait for the GPU.
+        return warmup_steps > 0 and int(head.num_updates) < warmup_steps
 
     def update(self) -> None:
         """Count an optimizer step; lerobot-train calls this after each.
