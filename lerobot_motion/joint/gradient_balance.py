@@ -125,7 +125,7 @@ def _inner_product(gradients: Sequence[Tensor | None], others: Sequence[Tensor |
     The latter on the host: not every device has float64, and a GPU is waited for only once.
     """
     products = [
-        a @ b
+        (a * b).sum()  # a product of matrices would be autocast to bfloat16
         for gradient, other in zip(gradients, others, strict=True)
         if gradient is not None and other is not None
         for a, b in _chunks(gradient, other)
