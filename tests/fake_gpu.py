@@ -25,7 +25,6 @@ from torch.utils._pytree import tree_leaves
 import lerobot_motion
 from lerobot_motion.extraction import targets
 from lerobot_motion.flow.letterbox import content_mask
-from lerobot_motion.joint import attention
 
 GPU = torch.device("cuda:0")
 OURS = Path(lerobot_motion.__file__).parent
@@ -40,7 +39,7 @@ _MOVING = {
     torch.ops.aten.index_put_.default,
 }
 # They keep tensors, which are not to be fake ones.
-_CACHES = (content_mask, targets._content, attention.sdpa_problem)
+_CACHES = (content_mask, targets._content)
 
 
 class Waits:

@@ -24,9 +24,9 @@ from lerobot_motion import steps
 from lerobot_motion.extraction import targets
 from lerobot_motion.extraction.targets import Compute, TargetMaker
 from lerobot_motion.flow.estimator import DisEstimator, FlowEstimator, RaftEstimator
-from lerobot_motion.joint.optimizer import FusedAdamWConfig
 from lerobot_motion.models.latent_codec import AutoencoderCodec, LatentCodec, load_latent_codec
 from lerobot_motion.steps import MotionTargetStep
+from lerobot_motion.training.optimizer import FusedAdamWConfig
 
 CAMERAS = (CAMERA, "observation.images.wrist")
 VIEWS = {"cameras": CAMERAS, "motion_camera": list(CAMERAS)}
@@ -114,7 +114,7 @@ def test_the_balance_of_the_losses_is_read_at_once() -> None:
 
 
 def test_ranks_draw_apart_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lerobot_motion.joint.ranks._has_several_ranks", lambda: True)
+    monkeypatch.setattr("lerobot_motion.training.ranks._has_several_ranks", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     with policy_on_gpu() as (policy, batch, _):
         assert policy.train().forward(batch)[0].device == GPU
