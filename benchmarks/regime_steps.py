@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.default import PeftConfig
@@ -13,6 +14,7 @@ from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi05 import modeling_pi05
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from lerobot_motion.joint.backbone import tiny_backbone
@@ -191,8 +193,8 @@ def make_batch(policy: nn.Module, batch_size: int, device: torch.device) -> dict
 # --- a training step ---
 
 
-class _NumbersOffMeta(TorchFunctionMode):
-    """Within this context numbers read off meta tensors are zeros.
+class NumbersOffFakes(TorchFunctionMode):
+    """Within this context numbers read off tensors that have none, meta or fake, are zeros.
 
     What a policy reads so, it logs; but for the counter of the warm-up, which stands at zero.
     """
@@ -200,12 +202,21 @@ class _NumbersOffMeta(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+        if args and isinstance(args[0], Tensor) and _is_empty(args[0]):
             if func in {Tensor.item, Tensor.__int__, Tensor.__float__}:
                 return 0
-            if func is Tensor.cpu:
+            if func is Tensor.numpy:
+                return np.zeros(args[0].shape)
+            if func is Tensor.cpu and args[0].is_meta:
                 return torch.zeros(args[0].shape, dtype=args[0].dtype)
+            # By which torch.distributions checks its parameters.
+            if func is torch._is_all_true:  # noqa: SLF001
+                return True
         return func(*args, **(kwargs or {}))
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def train_step(
@@ -243,7 +254,7 @@ def arithmetic(device: torch.device, dtype: str) -> Iterator[None]:
         dtype: Of the policy's configuration.
     """
     if device.type == "meta":
-        with _NumbersOffMeta():
+        with NumbersOffFakes():
             yield
         return
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):

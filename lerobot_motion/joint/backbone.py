@@ -37,6 +37,8 @@ _WITHOUT_CUDA_GRAPHS = {
 
 # What LeRobot's `PI0Pytorch.forward` calls its pass through VLM and action expert.
 _ALL_LAYERS = "forward_func"
+# As LeRobot calls torch.utils.checkpoint.
+_CHECKPOINT_SETTINGS = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 class PrefixKeeping(_Backbone):
@@ -82,14 +84,21 @@ class JointModel(_Network):
                 self.motion_head.compile(mode=mode)
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations in the backward pass, those of the motion head too."""
+        """Recompute activations in the backward pass, those of the motion head too.
+
+        LeRobot sets a flag that no layer of the vision tower reads, and computes a camera's whole
+        tower again at once: at full size its activations are the peak of a step. Here its layers
+        are then computed again one by one.
+        """
         super().gradient_checkpointing_enable()
+        self._vision_tower.gradient_checkpointing_enable(_CHECKPOINT_SETTINGS)
         if self.motion_head is not None:
             self.motion_head.enable_gradient_checkpointing()
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass, those of the motion head too."""
         super().gradient_checkpointing_disable()
+        self._vision_tower.gradient_checkpointing_disable()
         if self.motion_head is not None:
             self.motion_head.disable_gradient_checkpointing()
 
@@ -103,6 +112,10 @@ class JointModel(_Network):
         if self.paligemma_with_expert.keep_prefix and func.__name__ == _ALL_LAYERS:
             return func(*args, **kwargs)
         return super()._apply_checkpoint(func, *args, **kwargs)
+
+    @property
+    def _vision_tower(self) -> Any:
+        return self.paligemma_with_expert.paligemma.model.vision_tower
 
     def embed_prefix(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Embed the prefix as LeRobot does and remember its pad mask (B, S)."""

@@ -52,6 +52,19 @@ class SharedPrefixAttention(AttnProcessor2_0):
         return rearrange(attended, "b (k n) d -> (b k) n d", n=num_tokens)
 
 
+def _dtype_of_products(features: Tensor, weights: torch.dtype) -> torch.dtype:
+    """What a linear layer computes in, with weights of a dtype.
+
+    Under autocast every projection of float32 features makes a copy of its own in the lower
+    precision, and keeps it for the backward pass.
+    """
+    device_type = features.device.type
+    # There is no autocast on the meta device, on which memory is reckoned.
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return weights
+
+
 def _computed_once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     known: Tensor | None = None
 
@@ -217,7 +230,7 @@ class MotionHead(nn.Module):
         velocity: Tensor = self.transformer(
             x_t.to(dtype),  # (B * K, C, V h, w)
             attention_mask=self._token_mask(len(x_t)),  # (B * K, V N)
-            encoder_hidden_states=prefix.to(dtype),  # (B, S, D_prefix)
+            encoder_hidden_states=prefix.to(_dtype_of_products(prefix, dtype)),  # (B, S, D_prefix)
             encoder_attention_mask=prefix_mask,  # (B, S)
             timestep=time * TIMESTEP_SCALE,  # (B * K,)
             return_dict=False,

@@ -1,0 +1,213 @@
+"""A training step counted as it runs: operations of matrices, and bytes that are alive.
+
+Tensors are PyTorch's fake ones, which have shapes, dtypes and storages, and no numbers: LeRobot's
+own code runs on them, at full size too, and nothing is allocated. Counts are exact and depend on no
+machine.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from policy_steps import META
+from regime_steps import NumbersOffFakes, Variant, arithmetic, build, make_batch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+# PyTorch's autograd engine runs on no CUDA device, not even a fake one, where there is no GPU. The
+# CPU's autocast and fused attention stand in for CUDA's; `kept_by` tells how far that is off.
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+aten = torch.ops.aten
+
+
+def _sdpa_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _sdpa_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
+
+
+# PyTorch's counter knows the fused attention of CUDA, whose formulas these are.
+_CPU_ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops,  # noqa: SLF001
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward_flops,  # noqa: SLF001
+}
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within this context storages are followed from their allocation until nothing holds them."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        """Start at zero.
+
+        Args:
+            known: Tensors that are there before, whose storages do not count.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._storages = {tensor.untyped_storage()._cdata: None for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and follow the storages of what it returns."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        for found in tree_leaves(result):
+            if isinstance(found, Tensor):
+                self._follow(found.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._storages:
+            return
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        # Called when nothing holds the storage any longer, tensors of C++ among them.
+        self._storages[key] = weakref.finalize(storage, self._let_go, key, storage.nbytes())
+
+    def _let_go(self, key: int, nbytes: int) -> None:
+        del self._storages[key]
+        self.live -= nbytes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a training step costs.
+
+    Attributes:
+        forward: Operations of matrix products and convolutions in the forward pass; a multiplication
+            and an addition are two.
+        backward: Those of the backward pass, with what gradient checkpointing computes again.
+        kept: Bytes that are alive after the forward pass, but for weights and the batch.
+        peak: The most bytes that are alive within the step, gradients among them, but for weights,
+            the batch and AdamW's state.
+        gradients: Bytes of gradients after it.
+        constant: Bytes of weights, buffers and AdamW's state.
+    """
+
+    forward: int
+    backward: int
+    kept: int
+    peak: int
+    gradients: int
+    constant: int
+
+    @property
+    def operations(self) -> int:
+        """Of the whole step."""
+        return self.forward + self.backward
+
+    @property
+    def memory(self) -> int:
+        """The most bytes that are alive within the forward and the backward pass, in all."""
+        return self.constant + self.peak
+
+
+def count_step(variant: Variant, batch_size: int) -> Counts:
+    """Take a training step without numbers and count.
+
+    Args:
+        variant: What is trained.
+        batch_size: Samples.
+    """
+    with _without_numbers(variant, batch_size, CPU) as (policy, batch):
+        return count_step_of(policy, batch)
+
+
+def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
+    """Take a training step and count; of real tensors, too.
+
+    Args:
+        policy: In training.
+        batch: Its batch.
+    """
+    device, dtype = next(iter(batch.values())).device, policy.config.dtype
+    _settle(policy, batch)
+    live = LiveBytes([*policy.parameters(), *policy.buffers(), *batch.values()])
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    with live, counter:
+        with arithmetic(device, dtype):
+            loss, log = policy.forward(dict(batch))
+        del log
+        forward, kept = counter.get_total_flops(), live.live
+        loss.backward()
+    gradients = sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
+    weights = sum(tensor.nbytes for tensor in [*policy.parameters(), *policy.buffers()])
+    return Counts(
+        forward=forward,
+        backward=counter.get_total_flops() - forward,
+        kept=kept,
+        peak=live.peak,
+        gradients=gradients,
+        # AdamW has two moments for each gradient, of its shape and dtype.
+        constant=weights + 2 * gradients,
+    )
+
+
+def kept_by(variant: Variant, batch_size: int, device: torch.device) -> int:
+    """Bytes alive after a forward pass, but for weights and the batch, under a device's rules.
+
+    Args:
+        variant: What is trained.
+        batch_size: Samples.
+        device: CPU, or CUDA, which need not be there.
+    """
+    with _without_numbers(variant, batch_size, device) as (policy, batch):
+        _settle(policy, batch)
+        live = LiveBytes([*policy.parameters(), *policy.buffers(), *batch.values()])
+        with live, arithmetic(device, policy.config.dtype):
+            loss, _ = policy.forward(dict(batch))
+        kept = live.live
+        del loss
+    return kept
+
+
+def count_chunk(variant: Variant) -> int:
+    """Operations of matrix products and convolutions for a chunk of actions of one robot.
+
+    Args:
+        variant: The policy.
+    """
+    with _without_numbers(variant, 1, CPU) as (policy, batch):
+        counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        with counter, torch.no_grad():
+            policy.eval().predict_action_chunk(dict(batch))
+        return int(counter.get_total_flops())
+
+
+def _settle(policy: Any, batch: Mapping[str, Tensor]) -> None:
+    """Let happen what happens once in a process, such as trying the attention on a device."""
+    with torch.no_grad(), arithmetic(next(iter(batch.values())).device, policy.config.dtype):
+        policy.forward(dict(batch))
+
+
+@contextmanager
+def _without_numbers(
+    variant: Variant, batch_size: int, device: torch.device
+) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Within this context all tensors are fake: a policy in training, and a batch."""
+    policy = build(variant, META)
+    with FakeTensorMode(), NumbersOffFakes():
+        for module in policy.modules():
+            _fake(module, device)
+        policy.config.device = str(device)
+        yield policy, make_batch(policy, batch_size, device)
+
+
+def _fake(module: nn.Module, device: torch.device) -> None:
+    for name, tensor in [*module.named_parameters(recurse=False)]:
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        setattr(module, name, nn.Parameter(fake, requires_grad=tensor.requires_grad))
+    for name, tensor in [*module.named_buffers(recurse=False)]:
+        setattr(module, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
