@@ -5,6 +5,7 @@ own code runs on them, at full size too, and nothing is allocated. Counts are ex
 machine.
 """
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,8 +87,8 @@ class Counts:
     """What a training step costs.
 
     Attributes:
-        forward: Operations of matrix products and convolutions in the forward pass; a multiplication
-            and an addition are two.
+        forward: Operations of matrix products and convolutions in the forward pass, multiplications
+            and additions.
         backward: Those of the backward pass, with what gradient checkpointing computes again.
         kept: Bytes that are alive after the forward pass, but for weights and the batch.
         peak: The most bytes that are alive within the step, gradients among them, but for weights,
@@ -108,10 +109,13 @@ class Counts:
         """Of the whole step."""
         return self.forward + self.backward
 
-    @property
-    def memory(self) -> int:
-        """The most bytes that are alive within the forward and the backward pass, in all."""
-        return self.constant + self.peak
+    def memory(self, *, fused: bool) -> int:
+        """The most bytes that are alive within a step, in all.
+
+        Args:
+            fused: Whether AdamW is fused; otherwise it allocates as much again as the gradients.
+        """
+        return self.constant + max(self.peak, self.gradients * (1 if fused else 2))
 
 
 def count_step(variant: Variant, batch_size: int) -> Counts:
@@ -126,7 +130,7 @@ def count_step(variant: Variant, batch_size: int) -> Counts:
 
 
 def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
-    """Take a training step and count; of real tensors, too.
+    """Take training steps and count; of real tensors, too.
 
     Args:
         policy: In training.
@@ -135,15 +139,20 @@ def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
     device, dtype = next(iter(batch.values())).device, policy.config.dtype
     _settle(policy, batch)
     live = LiveBytes([*policy.parameters(), *policy.buffers(), *batch.values()])
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    with live, counter:
+    with live:
         with arithmetic(device, dtype):
-            loss, log = policy.forward(dict(batch))
-        del log
-        forward, kept = counter.get_total_flops(), live.live
+            loss = policy.forward(dict(batch))[0]
+        kept = live.live
         loss.backward()
     gradients = sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
     weights = sum(tensor.nbytes for tensor in [*policy.parameters(), *policy.buffers()])
+    # A step of its own, for the counter of operations holds tensors that would be let go.
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    with counter:
+        with arithmetic(device, dtype):
+            loss = policy.forward(dict(batch))[0]
+        forward = counter.get_total_flops()
+        loss.backward()
     return Counts(
         forward=forward,
         backward=counter.get_total_flops() - forward,
@@ -156,7 +165,7 @@ def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
 
 
 def kept_by(variant: Variant, batch_size: int, device: torch.device) -> int:
-    """Bytes alive after a forward pass, but for weights and the batch, under a device's rules.
+    """Bytes alive after a forward pass, but for weights and the batch, by a device's autocast.
 
     Args:
         variant: What is trained.
@@ -166,11 +175,19 @@ def kept_by(variant: Variant, batch_size: int, device: torch.device) -> int:
     with _without_numbers(variant, batch_size, device) as (policy, batch):
         _settle(policy, batch)
         live = LiveBytes([*policy.parameters(), *policy.buffers(), *batch.values()])
-        with live, arithmetic(device, policy.config.dtype):
-            loss, _ = policy.forward(dict(batch))
+        with live, _autocast(device, enabled=variant.dtype == "bfloat16"):
+            loss = policy.forward(dict(batch))[0]
         kept = live.live
         del loss
     return kept
+
+
+@contextmanager
+def _autocast(device: torch.device, *, enabled: bool) -> Iterator[None]:
+    """Autocast to bfloat16; torch.autocast leaves it off on CUDA where there is no GPU."""
+    with warnings.catch_warnings(action="ignore"), torch.autocast(device.type, torch.bfloat16):
+        torch.set_autocast_enabled(device.type, enabled)
+        yield
 
 
 def count_chunk(variant: Variant) -> int:

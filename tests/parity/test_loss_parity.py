@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import BASES, CAMERA, make_batch, make_motion_policy, make_stock_policy, wake_motion_head
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lerobot_motion.joint.backbone import TINY_LAYERS
 
@@ -188,6 +189,20 @@ def test_without_the_motion_loss_the_gradients_are_the_stock_policys(
             assert torch.equal(found, expected), name
             compared += 1
     assert compared > 25 * TINY_LAYERS
+
+
+def test_the_vision_tower_is_computed_again_layer_by_layer(base: str) -> None:
+    """LeRobot computes all of it again at once: forward and again. Ours: then each layer alone."""
+    passes = []
+    for policy in make_pair(base, gradient_checkpointing=True):
+        tower = policy.model.paligemma_with_expert.paligemma.model.vision_tower
+        layers = [part for part in tower.modules() if isinstance(part, GradientCheckpointingLayer)]
+        calls: list[nn.Module] = []
+        for layer in layers:
+            layer.register_forward_hook(lambda module, *_, calls=calls: calls.append(module))
+        forward(policy, make_batch(policy))[0].backward()
+        passes.append(len(calls) / len(layers))
+    assert passes == [2, 3]
 
 
 def test_masked_targets_leave_the_gradients_the_stock_policys(base: str) -> None:

@@ -276,3 +276,22 @@ def test_a_compiled_head_remembers_nothing() -> None:
 
     with head.remembering_prefix():
         assert "forward" not in vars(head.transformer.transformer_blocks[0].attn2.to_k)
+
+
+# --- under autocast ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_under_autocast_the_prefix_is_copied_once_at_most(dtype: torch.dtype) -> None:
+    """Not by each projection of it to keys and values, which would keep the copies."""
+    head = make_head()
+    x_t, time, prefix, mask = inputs()
+    seen = []
+    for block in head.transformer.transformer_blocks:
+        for linear in (block.attn2.to_k, block.attn2.to_v):
+            linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head(x_t, time, prefix.to(dtype), mask)
+
+    assert {features.dtype for features in seen} == {torch.bfloat16}
+    assert len({features.data_ptr() for features in seen}) == 1

@@ -1,0 +1,137 @@
+"""What is counted on tensors without numbers is what a real step does."""
+
+from pathlib import Path
+from typing import Any
+
+import arithmetic
+import pytest
+import torch
+from arithmetic import ArithmeticArguments, benchmark
+from policy_steps import AS_STOCK, Trainee, training_bytes, variant_of
+from regime_steps import build, make_batch
+from step_counts import CPU, Counts, LiveBytes, count_step, count_step_of, kept_by
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+BATCH_SIZE = 2
+
+
+def variant(policy: str = "motion_pi0", dtype: str = "float32", **settings: Any) -> Any:
+    small_head = {"motion_head_layers": 1, "motion_head_dim": 64, "motion_head_heads": 2}
+    ours = AS_STOCK | small_head if policy.startswith("motion_") else {}
+    return variant_of(policy, "tiny", dtype, **(ours | settings))
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [
+        ("pi0", {"gradient_checkpointing": True}),
+        ("motion_pi0", {"gradient_checkpointing": True, "dtype": "bfloat16"}),
+        ("motion_pi05", {"train_attention": "sdpa"}),
+    ],
+)
+def test_counts_are_those_of_a_real_step(policy: str, settings: dict[str, Any]) -> None:
+    each = variant(policy, **settings)
+    torch.manual_seed(0)
+    real = build(each, CPU)
+
+    found = count_step(each, BATCH_SIZE)
+
+    assert found == count_step_of(real, make_batch(real, BATCH_SIZE, CPU))
+    assert found.backward > found.forward > 0
+    assert found.peak >= max(found.kept, found.gradients)
+
+
+def test_what_is_kept_is_what_autograd_saves() -> None:
+    """The other way to find it, by hooks on what autograd saves."""
+    each = variant()
+    trainee = Trainee(each, CPU)
+
+    saved = trainee.kept_bytes(make_batch(trainee.policy, BATCH_SIZE, CPU))
+
+    assert kept_by(each, BATCH_SIZE, CPU) == pytest.approx(saved, rel=0.05)
+
+
+def test_fused_attention_is_counted() -> None:
+    eager = count_step(variant(), 1)
+    sdpa = count_step(variant(train_attention="sdpa"), 1)
+    no_counter = training_bytes(variant()) - eager.constant - eager.gradients
+
+    assert sdpa.forward == eager.forward
+    # A fused backward pass computes the logits again.
+    assert eager.backward < sdpa.backward < 1.1 * eager.backward
+    assert sdpa.kept < eager.kept
+    # Those of a regime, but for AdamW's counters of steps.
+    assert 0 <= no_counter < 4_000
+
+
+# --- bytes ---
+
+
+def test_storages_count_while_something_holds_them() -> None:
+    known = torch.zeros(1_000)
+    with LiveBytes([known]) as live:
+        doubled = known * 2
+        view = known.view(10, 100), doubled[:10]
+        assert live.live == 4_000
+        del doubled
+        assert live.live == 4_000
+        del view
+        assert live.live == 0
+    assert live.peak == 4_000
+
+
+def test_checkpointing_keeps_less_and_computes_more() -> None:
+    block = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(4)])
+    peaks, kept = [], []
+    for checkpointed in (False, True):
+        x = torch.ones(512, 64)
+        with LiveBytes([*block.parameters(), x]) as live:
+            for layer in block:
+                x = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+            kept.append(live.live)
+            x.sum().backward()
+        peaks.append(live.peak)
+        block.zero_grad()
+    # Inputs of four layers, with and without what comes before each activation.
+    assert kept == [8 * 512 * 64 * 4, 4 * 512 * 64 * 4]
+    assert peaks[1] < peaks[0]
+
+
+@pytest.mark.parametrize(("fused", "in_all"), [(True, 115), (False, 120)])
+def test_the_most_may_be_in_the_optimizer(fused: bool, in_all: int) -> None:
+    counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100)
+    assert counts.memory(fused=fused) == in_all
+
+
+# --- the command ---
+
+
+def test_a_table_has_the_stock_policy_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100)
+    monkeypatch.setattr(arithmetic, "count_step", lambda *_: counts)
+    monkeypatch.setattr(arithmetic, "count_chunk", lambda *_: 7)
+    monkeypatch.setattr(arithmetic, "kept_by", lambda *_: 3)
+
+    found = benchmark(ArithmeticArguments(policy="motion_pi05"), Path())
+
+    recomputed, kept, chunks = found.tables
+    for table in (recomputed, kept):
+        assert [row[0] for row in table.rows][:2] == ["pi05", "joint, as the stock policy computes"]
+        assert table.rows[0][-1] == "1.000"
+        assert table.markdown()
+    assert [row[0] for row in chunks.rows] == ["pi05", "motion_pi05"]
+    assert found.raw["steps"][0]["row"] == "pi05"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": "pi0"}, r"policy must be one of \['motion_pi0', 'motion_pi05'\], got 'pi0'"),
+        ({"dtype": "float16"}, r"dtype must be one of \['bfloat16', 'float32'\], got 'float16'"),
+        ({"cameras": 0}, "at least 1 camera and 1 sample, got 0 and 4"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark(ArithmeticArguments(**settings), Path())
