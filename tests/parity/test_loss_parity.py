@@ -199,7 +199,8 @@ def test_the_vision_tower_is_computed_again_layer_by_layer(base: str) -> None:
         layers = [part for part in tower.modules() if isinstance(part, GradientCheckpointingLayer)]
         calls: list[nn.Module] = []
         for layer in layers:
-            layer.register_forward_hook(lambda module, *_, calls=calls: calls.append(module))
+            # Before it runs: the last time it is stopped as soon as nothing further is needed.
+            layer.register_forward_pre_hook(lambda module, *_, calls=calls: calls.append(module))
         forward(policy, make_batch(policy))[0].backward()
         passes.append(len(calls) / len(layers))
     assert passes == [2, 3]

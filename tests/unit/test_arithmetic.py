@@ -25,7 +25,6 @@ def variant(policy: str = "motion_pi0", dtype: str = "float32", **settings: Any)
 @pytest.mark.parametrize(
     ("policy", "settings"),
     [
-        ("pi0", {"gradient_checkpointing": True}),
         ("motion_pi0", {"gradient_checkpointing": True, "dtype": "bfloat16"}),
         ("motion_pi05", {"train_attention": "sdpa"}),
     ],
