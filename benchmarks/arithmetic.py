@@ -15,7 +15,7 @@ from harness import BenchmarkArguments, Findings, fill, main
 from policy_steps import AS_STOCK, variant_of
 from regime_steps import DTYPES, POLICIES, Variant, camera_names
 from reporting import Table
-from step_counts import CUDA, Counts, count_chunk, count_step, kept_by
+from step_counts import CPU, CUDA, Counts, count_chunk, count_step, kept_by
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"rounds": 1, "batch_size": 4, "dtype": "float32"},
@@ -156,13 +156,15 @@ def _note_of_cuda(args: ArithmeticArguments) -> str:
         args.policy: _ours(args, checkpointing=False, settings=joint),
     }
     found = [
-        f"{name} {_giga(kept_by(variant, args.batch_size or 1, CUDA))}"
+        f"{name} {_giga(kept_by(variant, args.batch_size or 1, CUDA))}, by the CPU's "
+        f"{_giga(kept_by(variant, args.batch_size or 1, CPU))}"
         for name, variant in variants.items()
     ]
     return (
         "Counted with the CPU's autocast and fused attention, since PyTorch's backward pass wants "
-        "a GPU for CUDA's even where nothing is computed. By CUDA's autocast the forward pass "
-        f"without checkpointing, as the stock policy computes, keeps: {', '.join(found)}."
+        "a GPU for CUDA's even where nothing is computed. The forward pass alone, without "
+        "checkpointing and without any fused attention, keeps by CUDA's autocast: "
+        f"{'; '.join(found)}."
     )
 
 

@@ -17,6 +17,7 @@ from policy_steps import META
 from regime_steps import NumbersOffFakes, Variant, arithmetic, build, make_batch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
@@ -26,17 +27,17 @@ from torch.utils.flop_counter import (
 )
 
 # PyTorch's autograd engine runs on no CUDA device, not even a fake one, where there is no GPU. The
-# CPU's autocast and fused attention stand in for CUDA's; `kept_by` tells how far that is off.
+# CPU's autocast and fused attention stand in for CUDA's; `kept_by` compares what can be compared.
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 aten = torch.ops.aten
 
 
 def _sdpa_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _sdpa_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))
+    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
 
 
 # PyTorch's counter knows the fused attention of CUDA, whose formulas these are.
@@ -57,7 +58,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self._storages = {tensor.untyped_storage()._cdata: None for tensor in known}
+        self._storages: dict[int, object] = {t.untyped_storage()._cdata: None for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and follow the storages of what it returns."""
@@ -167,15 +168,20 @@ def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
 def kept_by(variant: Variant, batch_size: int, device: torch.device) -> int:
     """Bytes alive after a forward pass, but for weights and the batch, by a device's autocast.
 
+    Without fused attention, which PyTorch does not choose on a CUDA device that is not there.
+
     Args:
         variant: What is trained.
         batch_size: Samples.
         device: CPU, or CUDA, which need not be there.
     """
     with _without_numbers(variant, batch_size, device) as (policy, batch):
-        _settle(policy, batch)
         live = LiveBytes([*policy.parameters(), *policy.buffers(), *batch.values()])
-        with live, _autocast(device, enabled=variant.dtype == "bfloat16"):
+        with (
+            live,
+            sdpa_kernel(SDPBackend.MATH),
+            _autocast(device, enabled=variant.dtype == "bfloat16"),
+        ):
             loss = policy.forward(dict(batch))[0]
         kept = live.live
         del loss
@@ -226,5 +232,5 @@ def _fake(module: nn.Module, device: torch.device) -> None:
     for name, tensor in [*module.named_parameters(recurse=False)]:
         fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         setattr(module, name, nn.Parameter(fake, requires_grad=tensor.requires_grad))
-    for name, tensor in [*module.named_buffers(recurse=False)]:
-        setattr(module, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+    for name, buffer in [*module.named_buffers(recurse=False)]:
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))

@@ -9,7 +9,7 @@ import torch
 from arithmetic import ArithmeticArguments, benchmark
 from policy_steps import AS_STOCK, Trainee, training_bytes, variant_of
 from regime_steps import build, make_batch
-from step_counts import CPU, Counts, LiveBytes, count_step, count_step_of, kept_by
+from step_counts import CPU, CUDA, Counts, LiveBytes, count_step, count_step_of, kept_by
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -48,7 +48,14 @@ def test_what_is_kept_is_what_autograd_saves() -> None:
 
     saved = trainee.kept_bytes(make_batch(trainee.policy, BATCH_SIZE, CPU))
 
-    assert kept_by(each, BATCH_SIZE, CPU) == pytest.approx(saved, rel=0.05)
+    assert count_step(each, BATCH_SIZE).kept == pytest.approx(saved, rel=0.05)
+
+
+@pytest.mark.parametrize("policy", ["pi0", "motion_pi0"])
+def test_cudas_autocast_keeps_what_the_cpus_does(policy: str) -> None:
+    each = variant(policy, dtype="bfloat16")
+
+    assert kept_by(each, 1, CUDA) == pytest.approx(kept_by(each, 1, CPU), rel=0.02)
 
 
 def test_fused_attention_is_counted() -> None:
