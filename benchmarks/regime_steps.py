@@ -206,6 +206,8 @@ class NumbersOffFakes(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and _is_empty(args[0]):
             if func in {Tensor.item, Tensor.__int__, Tensor.__float__}:
                 return 0
+            if func is Tensor.tolist:
+                return np.zeros(args[0].shape).tolist()
             if func is Tensor.numpy:
                 return np.zeros(args[0].shape)
             if func is Tensor.cpu and args[0].is_meta:
