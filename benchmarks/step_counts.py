@@ -130,6 +130,22 @@ def count_step(variant: Variant, batch_size: int) -> Counts:
         return count_step_of(policy, batch)
 
 
+def bytes_at_once(variants: Iterable[Variant], batch_size: int) -> int:
+    """Bytes of policies that are in training beside each other and take their steps in turn.
+
+    Args:
+        variants: What is trained.
+        batch_size: Samples.
+    """
+    constant, of_a_step = 0, [0]
+    for variant in variants:
+        counts = count_step(variant, batch_size)
+        fused = bool(dict(variant.settings).get("optimizer_fused"))
+        constant += counts.constant
+        of_a_step.append(counts.memory(fused=fused) - counts.constant)
+    return constant + max(of_a_step)
+
+
 def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
     """Take training steps and count; of real tensors, too.
 

@@ -24,9 +24,10 @@ from dataloading import (
 )
 from harness import Findings, fill, interleave, main, timed
 from machine import choose_device
-from policy_steps import AS_STOCK, PARTS, Trainee, require_bytes, training_bytes, variant_of
+from policy_steps import AS_STOCK, PARTS, Trainee, require_bytes, variant_of
 from regime_steps import Variant
 from reporting import Table, megabytes, number, paired_ratios, summarize
+from step_counts import bytes_at_once
 
 STOCK = "pi0"
 SIZES: dict[str, dict[str, Any]] = {
@@ -170,8 +171,10 @@ def benchmark(args: TrainingArguments, folder: Path) -> Findings:
         name: variant_of("motion_pi0", args.size, str(args.dtype), **settings)
         for name, settings in ours.items()
     }
-    joint = training_bytes(variants["motion_pi0"])
-    require_bytes([training_bytes(stock_variant), joint], device, args.size)
+    needed = (
+        bytes_at_once([stock_variant, each], args.batch_size or 1) for each in _largest(variants)
+    )
+    require_bytes([max(needed)], device, args.size)
     meta, _ = prepare_data(args, folder)
     stock = Run(args, meta, stock_variant, device)
     rows, raw, stock_rates = [], {}, []
@@ -194,6 +197,11 @@ def benchmark(args: TrainingArguments, folder: Path) -> Findings:
         notes=_NOTES,
         raw=raw,
     )
+
+
+def _largest(variants: dict[str, Variant]) -> list[Variant]:
+    """Those that may take the most memory: the others compute less, or keep less."""
+    return [variants["motion_pi0"], list(variants.values())[-1]]
 
 
 _TITLES = ["", "samples/s", "ratio", *(f"{part}, ms" for part in ("data", *PARTS))]

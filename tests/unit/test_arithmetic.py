@@ -9,7 +9,16 @@ import torch
 from arithmetic import ArithmeticArguments, benchmark
 from policy_steps import AS_STOCK, Trainee, training_bytes, variant_of
 from regime_steps import build, make_batch
-from step_counts import CPU, CUDA, Counts, LiveBytes, count_step, count_step_of, kept_by
+from step_counts import (
+    CPU,
+    CUDA,
+    Counts,
+    LiveBytes,
+    bytes_at_once,
+    count_step,
+    count_step_of,
+    kept_by,
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,6 +81,15 @@ def test_fused_attention_is_counted() -> None:
 
 
 # --- bytes ---
+
+
+def test_policies_beside_each_other_take_their_steps_in_turn() -> None:
+    stock, fused = variant("pi0"), variant(optimizer_fused=True)
+    counts = [count_step(each, BATCH_SIZE) for each in (stock, fused)]
+    steps = [counts[0].memory(fused=False), counts[1].memory(fused=True)]
+    expected = max(steps[0] + counts[1].constant, steps[1] + counts[0].constant)
+
+    assert bytes_at_once([stock, fused], BATCH_SIZE) == expected
 
 
 def test_storages_count_while_something_holds_them() -> None:
