@@ -75,8 +75,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "a horizon as long as the longest episode": (
         ("--policy.motion_horizon=20",),
         "ValueError",
-        r"motion_horizon must be shorter than the longest episode \(20 frames\), got 20.* "
-        r"--policy.motion_horizon=10",
+        r"longest episode that is trained on \(20 frames\), got 20.* --policy.motion_horizon=10",
     ),
     "a horizon of zero": (
         ("--policy.motion_horizon=0",),
