@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
@@ -27,6 +28,10 @@ from lerobot_motion.extraction import targets
 from lerobot_motion.flow.letterbox import content_mask
 
 GPU = torch.device("cuda:0")
+needs_fake_gpu = pytest.mark.skipif(
+    torch.__version__ < "2.11",
+    reason="fake tensors on a GPU want a GPU's driver in PyTorch 2.7; they are tried with 2.11",
+)
 OURS = Path(lerobot_motion.__file__).parent
 # Frames of these do not say who waits.
 _NOT_ASKED = (f"{Path(torch.__file__).parent}{os.sep}", __file__)

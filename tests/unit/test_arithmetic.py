@@ -7,6 +7,7 @@ import arithmetic
 import pytest
 import torch
 from arithmetic import ArithmeticArguments, benchmark
+from fake_gpu import needs_fake_gpu
 from policy_steps import AS_STOCK, Trainee, training_bytes, variant_of
 from regime_steps import build, make_batch
 from step_counts import (
@@ -60,6 +61,7 @@ def test_what_is_kept_is_what_autograd_saves() -> None:
     assert count_step(each, BATCH_SIZE).kept == pytest.approx(saved, rel=0.05)
 
 
+@needs_fake_gpu
 @pytest.mark.parametrize("policy", ["pi0", "motion_pi0"])
 def test_cudas_autocast_keeps_what_the_cpus_does(policy: str) -> None:
     each = variant(policy, dtype="bfloat16")

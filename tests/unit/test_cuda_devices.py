@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from fake_gpu import GPU, Waits, fake_gpu, moved, on_gpu
+from fake_gpu import GPU, Waits, fake_gpu, moved, needs_fake_gpu, on_gpu
 from numpy.typing import NDArray
 from tiny import (
     CAMERA,
@@ -27,6 +27,8 @@ from lerobot_motion.flow.estimator import DisEstimator, FlowEstimator, RaftEstim
 from lerobot_motion.models.latent_codec import AutoencoderCodec, LatentCodec, load_latent_codec
 from lerobot_motion.steps import MotionTargetStep
 from lerobot_motion.training.optimizer import FusedAdamWConfig
+
+pytestmark = needs_fake_gpu
 
 CAMERAS = (CAMERA, "observation.images.wrist")
 VIEWS = {"cameras": CAMERAS, "motion_camera": list(CAMERAS)}
