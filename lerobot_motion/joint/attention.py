@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma import modeling_gemma
 
+from lerobot_motion.models.autocast import dtype_of_products
+
 if TYPE_CHECKING:
     from lerobot.policies.pi0.modeling_pi0 import PaliGemmaWithExpertModel as _Backbone
 else:
@@ -140,7 +142,8 @@ class ChosenAttention(_Backbone):
         if chosen == EAGER:
             return super().forward(*args, **kwargs)
         mask: Tensor = kwargs["attention_mask"]
-        dtype = self._query_dtype(mask.device.type)
+        layer = self.paligemma.model.language_model.layers[0]
+        dtype = dtype_of_products(mask.device, layer.self_attn.q_proj.weight.dtype)
         if not _runs_sdpa(chosen, mask.device, dtype):
             return super().forward(*args, **kwargs)
         kwargs["attention_mask"] = sdpa_mask(mask, dtype)
@@ -151,14 +154,6 @@ class ChosenAttention(_Backbone):
         # LeRobot sets it to eager again before each of its own passes.
         alone.config._attn_implementation = SDPA  # noqa: SLF001
         return super().forward(*args, **kwargs)
-
-    def _query_dtype(self, device_type: str) -> torch.dtype:
-        # There is none on the meta device, on which memory is reckoned.
-        if device_type != "meta" and torch.is_autocast_enabled(device_type):
-            return torch.get_autocast_dtype(device_type)
-        layer = self.paligemma.model.language_model.layers[0]
-        dtype: torch.dtype = layer.self_attn.q_proj.weight.dtype
-        return dtype
 
 
 def _runs_sdpa(chosen: str, device: torch.device, dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from lerobot_motion.models.autocast import dtype_of_products
 from lerobot_motion.models.view_embedding import ViewPatchEmbed
 
 # PixArt embeds timesteps on the scale of 1000 diffusion steps; t in [0, 1] is stretched to it.
@@ -50,19 +51,6 @@ class SharedPrefixAttention(AttnProcessor2_0):
         queries = rearrange(hidden_states, "(b k) n d -> b (k n) d", b=len(encoder_hidden_states))
         attended: Tensor = super().__call__(attn, queries, encoder_hidden_states, *args, **kwargs)
         return rearrange(attended, "b (k n) d -> (b k) n d", n=num_tokens)
-
-
-def _dtype_of_products(features: Tensor, weights: torch.dtype) -> torch.dtype:
-    """What a linear layer computes in, with weights of a dtype.
-
-    Under autocast every projection of float32 features makes a copy of its own in the lower
-    precision, and keeps it for the backward pass.
-    """
-    device_type = features.device.type
-    # There is no autocast on the meta device, on which memory is reckoned.
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return weights
 
 
 def _computed_once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -227,10 +215,13 @@ class MotionHead(nn.Module):
         dtype = self.transformer.proj_out.weight.dtype
         if self.num_views > 1:
             x_t = rearrange(x_t, "b v c h w -> b c (v h) w")
+        # Under autocast every projection of a float32 prefix would keep a copy of its own in the
+        # lower precision for the backward pass.
+        prefix = prefix.to(dtype_of_products(prefix.device, dtype))  # (B, S, D_prefix)
         velocity: Tensor = self.transformer(
             x_t.to(dtype),  # (B * K, C, V h, w)
             attention_mask=self._token_mask(len(x_t)),  # (B * K, V N)
-            encoder_hidden_states=prefix.to(_dtype_of_products(prefix, dtype)),  # (B, S, D_prefix)
+            encoder_hidden_states=prefix,  # (B, S, D_prefix)
             encoder_attention_mask=prefix_mask,  # (B, S)
             timestep=time * TIMESTEP_SCALE,  # (B * K,)
             return_dict=False,

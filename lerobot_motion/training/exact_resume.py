@@ -46,6 +46,17 @@ REPLACED = ("cycle", "_dataloader_worker_kwargs", "eval_policy_all")
 _originals: dict[str, dict[str, Any]] = {}
 
 
+def first_step(config: TrainPipelineConfig) -> int:
+    """Optimizer steps that a run has behind it: those of the checkpoint that it resumes.
+
+    Args:
+        config: The run's configuration, validated.
+    """
+    if not config.resume or config.checkpoint_path is None:
+        return 0
+    return int(load_training_step(Path(config.checkpoint_path) / TRAINING_STATE_DIR))
+
+
 def enter_exact_run(config: TrainPipelineConfig | None) -> None:
     """Prepare the training script for a run.
 
@@ -102,8 +113,7 @@ class ExactRun:
         self._has_evaluated = False
         if config.resume and config.checkpoint_path is not None:
             self._training_state = Path(config.checkpoint_path) / TRAINING_STATE_DIR
-            step = load_training_step(self._training_state)
-            self._has_evaluated = 0 < config.eval_steps <= step
+            self._has_evaluated = 0 < config.eval_steps <= first_step(config)
 
     def cycle(self, loader: Any) -> Iterator[Any]:
         """Stands for `cycle`: the batches of one epoch after the other.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lerobot.configs.train import TrainPipelineConfig
-from lerobot.utils.constants import TRAINING_STATE_DIR
 
 from lerobot_motion.training.ranks import warning_once
 from lerobot_motion.training.resume_checks import check_resumed
@@ -52,7 +51,7 @@ def install_run_hook() -> None:
     def validate_and_enter(self: Any) -> None:
         # Only here, where LeRobot has imported all that this imports: other commands start sooner.
         from lerobot_motion.checkpoints.uploading import check_upload
-        from lerobot_motion.training.exact_resume import enter_exact_run
+        from lerobot_motion.training.exact_resume import enter_exact_run, first_step
 
         validate(self)
         enter_run = getattr(self.policy, "enter_run", None)
@@ -63,18 +62,18 @@ def install_run_hook() -> None:
                     self.policy.pretrained_path = Path(self.policy.pretrained_path).resolve()
                     check_resumed(self.policy, self.checkpoint_path)
                 check_upload(self)
-                enter_run(_describe(self))
+                enter_run(_describe(self, first_step(self)))
         enter_exact_run(None if enter_run is None else self)
 
     validate_and_enter.enters_run = True  # type: ignore[attr-defined]
     TrainPipelineConfig.validate = validate_and_enter
 
 
-def _describe(config: TrainPipelineConfig) -> TrainRun:
+def _describe(config: TrainPipelineConfig, first_step: int) -> TrainRun:
     dataset, transforms = config.dataset, config.dataset.image_transforms
     return TrainRun(
         num_steps=config.steps,
-        first_step=_first_step(config),
+        first_step=first_step,
         log_freq=config.log_freq,
         rename_map=dict(config.rename_map),
         resume=config.resume,
@@ -86,15 +85,6 @@ def _describe(config: TrainPipelineConfig) -> TrainRun:
         eval_split=dataset.eval_split,
         pipeline=config,
     )
-
-
-def _first_step(config: TrainPipelineConfig) -> int:
-    # As above: other commands start sooner.
-    from lerobot.common.train_utils import load_training_step
-
-    if not config.resume or config.checkpoint_path is None:
-        return 0
-    return int(load_training_step(config.checkpoint_path / TRAINING_STATE_DIR))
 
 
 def _geometric(transforms: dict[str, Any]) -> tuple[str, ...]:
