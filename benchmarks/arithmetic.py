@@ -74,14 +74,13 @@ def benchmark(args: ArithmeticArguments, _: Path) -> Findings:
     tables, raw = [], []
     for checkpointing in (True, False) if both is None else (both,):
         stock = count_step(_stock(args, checkpointing), args.batch_size or 1)
-        found = {_stock_name(args): (stock, False)}
+        found = {_stock_name(args): stock}
         for name, settings in rows_of(args).items():
-            counts = count_step(_ours(args, checkpointing, settings), args.batch_size or 1)
-            found[name] = (counts, bool(settings["optimizer_fused"]))
+            found[name] = count_step(_ours(args, checkpointing, settings), args.batch_size or 1)
         tables.append(_table(args, found, checkpointing=checkpointing))
         raw += [
-            {"row": name, "gradient_checkpointing": checkpointing, "fused": fused, **asdict(counts)}
-            for name, (counts, fused) in found.items()
+            {"row": name, "gradient_checkpointing": checkpointing, **asdict(counts)}
+            for name, counts in found.items()
         ]
     chunks = {
         policy: count_chunk(variant_of(policy, args.size, str(args.dtype), args.cameras))
@@ -168,14 +167,12 @@ def _note_of_cuda(args: ArithmeticArguments) -> str:
     )
 
 
-def _table(
-    args: ArithmeticArguments, found: dict[str, tuple[Counts, bool]], *, checkpointing: bool
-) -> Table:
+def _table(args: ArithmeticArguments, found: dict[str, Counts], *, checkpointing: bool) -> Table:
     title = f"gradient_checkpointing={str(checkpointing).lower()}"
     columns = [title, "forward, TFLOP", "backward, TFLOP", "ratio", "kept", "peak"]
     columns += ["weights, AdamW", "in all", "ratio"]
     samples = args.batch_size or 1
-    (stock, unfused), *_ = found.values()
+    stock = next(iter(found.values()))
     rows = [
         [
             name,
@@ -185,10 +182,10 @@ def _table(
             _giga(counts.kept),
             _giga(counts.peak),
             _giga(counts.constant),
-            _giga(counts.memory(fused=fused)),
-            f"{counts.memory(fused=fused) / stock.memory(fused=unfused):.3f}",
+            _giga(counts.memory),
+            f"{counts.memory / stock.memory:.3f}",
         ]
-        for name, (counts, fused) in found.items()
+        for name, counts in found.items()
     ]
     return Table(columns, rows)
 

@@ -7,7 +7,7 @@ machine.
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,7 @@ class Counts:
             the batch and AdamW's state.
         gradients: Bytes of gradients after it.
         constant: Bytes of weights, buffers and AdamW's state.
+        fused: Whether AdamW is fused; otherwise it allocates as much again as the gradients.
     """
 
     forward: int
@@ -104,19 +105,17 @@ class Counts:
     peak: int
     gradients: int
     constant: int
+    fused: bool
 
     @property
     def operations(self) -> int:
         """Of the whole step."""
         return self.forward + self.backward
 
-    def memory(self, *, fused: bool) -> int:
-        """The most bytes that are alive within a step, in all.
-
-        Args:
-            fused: Whether AdamW is fused; otherwise it allocates as much again as the gradients.
-        """
-        return self.constant + max(self.peak, self.gradients * (1 if fused else 2))
+    @property
+    def memory(self) -> int:
+        """The most bytes that are alive within a step, in all."""
+        return self.constant + max(self.peak, self.gradients * (1 if self.fused else 2))
 
 
 def count_step(variant: Variant, batch_size: int) -> Counts:
@@ -130,20 +129,17 @@ def count_step(variant: Variant, batch_size: int) -> Counts:
         return count_step_of(policy, batch)
 
 
-def bytes_at_once(variants: Iterable[Variant], batch_size: int) -> int:
-    """Bytes of policies that are in training beside each other and take their steps in turn.
+def bytes_beside(stock: Variant, others: Iterable[Variant], batch_size: int) -> int:
+    """Bytes of a policy in training beside one of others at a time; the two step in turn.
 
     Args:
-        variants: What is trained.
+        stock: The policy that is there all the time.
+        others: Those beside it, one after the other.
         batch_size: Samples.
     """
-    constant, of_a_step = 0, [0]
-    for variant in variants:
-        counts = count_step(variant, batch_size)
-        fused = bool(dict(variant.settings).get("optimizer_fused"))
-        constant += counts.constant
-        of_a_step.append(counts.memory(fused=fused) - counts.constant)
-    return constant + max(of_a_step)
+    mine = count_step(stock, batch_size)
+    theirs = (count_step(each, batch_size) for each in others)
+    return max(max(mine.constant + each.memory, mine.memory + each.constant) for each in theirs)
 
 
 def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
@@ -178,6 +174,7 @@ def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
         gradients=gradients,
         # AdamW has two moments for each gradient, of its shape and dtype.
         constant=weights + 2 * gradients,
+        fused=bool(getattr(policy.config, "optimizer_fused", False)),
     )
 
 
@@ -238,15 +235,20 @@ def _without_numbers(
     """Within this context all tensors are fake: a policy in training, and a batch."""
     policy = build(variant, META)
     with FakeTensorMode(), NumbersOffFakes():
-        for module in policy.modules():
-            _fake(module, device)
+        replace_tensors(policy, lambda old: torch.empty(old.shape, dtype=old.dtype, device=device))
         policy.config.device = str(device)
         yield policy, make_batch(policy, batch_size, device)
 
 
-def _fake(module: nn.Module, device: torch.device) -> None:
-    for name, tensor in [*module.named_parameters(recurse=False)]:
-        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-        setattr(module, name, nn.Parameter(fake, requires_grad=tensor.requires_grad))
-    for name, buffer in [*module.named_buffers(recurse=False)]:
-        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
+def replace_tensors(module: nn.Module, new: Callable[[Tensor], Tensor]) -> None:
+    """Put others in the place of a module's parameters and buffers.
+
+    Args:
+        module: The module, with all that is in it.
+        new: Makes the tensor that takes the place of one.
+    """
+    for part in module.modules():
+        for name, old in [*part.named_parameters(recurse=False)]:
+            setattr(part, name, nn.Parameter(new(old), requires_grad=old.requires_grad))
+        for name, buffer in [*part.named_buffers(recurse=False)]:
+            setattr(part, name, new(buffer))

@@ -27,7 +27,7 @@ from machine import choose_device
 from policy_steps import AS_STOCK, PARTS, Trainee, require_bytes, variant_of
 from regime_steps import Variant
 from reporting import Table, megabytes, number, paired_ratios, summarize
-from step_counts import bytes_at_once
+from step_counts import bytes_beside
 
 STOCK = "pi0"
 SIZES: dict[str, dict[str, Any]] = {
@@ -171,10 +171,8 @@ def benchmark(args: TrainingArguments, folder: Path) -> Findings:
         name: variant_of("motion_pi0", args.size, str(args.dtype), **settings)
         for name, settings in ours.items()
     }
-    needed = (
-        bytes_at_once([stock_variant, each], args.batch_size or 1) for each in _largest(variants)
-    )
-    require_bytes([max(needed)], device, args.size)
+    needed = bytes_beside(stock_variant, _largest(variants), args.batch_size or 1)
+    require_bytes([needed], device, args.size)
     meta, _ = prepare_data(args, folder)
     stock = Run(args, meta, stock_variant, device)
     rows, raw, stock_rates = [], {}, []

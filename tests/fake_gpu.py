@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from step_counts import replace_tensors
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -139,15 +140,7 @@ def fake_gpu() -> Iterator[Waits]:
 
 def moved[Module: nn.Module](module: Module) -> Module:
     """A module whose parameters and buffers are moved to the GPU, within `fake_gpu`."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(
-                    on_gpu(parameter), requires_grad=parameter.requires_grad
-                )
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = on_gpu(buffer)
+    replace_tensors(module, on_gpu)
     return module
 
 

@@ -15,7 +15,7 @@ from step_counts import (
     CUDA,
     Counts,
     LiveBytes,
-    bytes_at_once,
+    bytes_beside,
     count_step,
     count_step_of,
     kept_by,
@@ -88,10 +88,11 @@ def test_fused_attention_is_counted() -> None:
 def test_policies_beside_each_other_take_their_steps_in_turn() -> None:
     stock, fused = variant("pi0"), variant(optimizer_fused=True)
     counts = [count_step(each, BATCH_SIZE) for each in (stock, fused)]
-    steps = [counts[0].memory(fused=False), counts[1].memory(fused=True)]
+    steps = [counts[0].memory, counts[1].memory]
     expected = max(steps[0] + counts[1].constant, steps[1] + counts[0].constant)
 
-    assert bytes_at_once([stock, fused], BATCH_SIZE) == expected
+    assert [each.fused for each in counts] == [False, True]
+    assert bytes_beside(stock, [fused], BATCH_SIZE) == expected
 
 
 def test_storages_count_while_something_holds_them() -> None:
@@ -126,15 +127,15 @@ def test_checkpointing_keeps_less_and_computes_more() -> None:
 
 @pytest.mark.parametrize(("fused", "in_all"), [(True, 115), (False, 120)])
 def test_the_most_may_be_in_the_optimizer(fused: bool, in_all: int) -> None:
-    counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100)
-    assert counts.memory(fused=fused) == in_all
+    counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100, fused=fused)
+    assert counts.memory == in_all
 
 
 # --- the command ---
 
 
 def test_a_table_has_the_stock_policy_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100)
+    counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100, fused=False)
     monkeypatch.setattr(arithmetic, "count_step", lambda *_: counts)
     monkeypatch.setattr(arithmetic, "count_chunk", lambda *_: 7)
     monkeypatch.setattr(arithmetic, "kept_by", lambda *_: 3)

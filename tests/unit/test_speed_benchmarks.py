@@ -40,7 +40,7 @@ def test_a_full_size_run_is_refused_before_anything_is_allocated(
     monkeypatch.setattr(policy_steps, "free_memory", lambda _: 8_000_000_000)
     for name in ("training_bytes", "weight_bytes"):
         monkeypatch.setattr(module, name, lambda _: 5_000_000_000, raising=False)
-    monkeypatch.setattr(module, "bytes_at_once", lambda *_: 10_000_000_000, raising=False)
+    monkeypatch.setattr(module, "bytes_beside", lambda *_: 10_000_000_000, raising=False)
     for name in ("Trainee", "build", "prepare_data"):
         monkeypatch.setattr(module, name, never, raising=False)
 

@@ -37,12 +37,6 @@ on_both_bases = pytest.mark.parametrize("base", sorted(BASES), indirect=True)
 
 
 @pytest.fixture(scope="module")
-def base(request: pytest.FixtureRequest) -> str:
-    """LeRobot's policy that the checkpoints are of, or of ours on top of: pi0 if none is named."""
-    return getattr(request, "param", "pi0")
-
-
-@pytest.fixture(scope="module")
 def stock_checkpoint(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vanilla checkpoint; never written to."""
     path = tmp_path_factory.mktemp("stock")

@@ -33,12 +33,6 @@ on_both_bases = pytest.mark.parametrize("base", sorted(BASES), indirect=True)
 
 
 @pytest.fixture(scope="module")
-def base(request: pytest.FixtureRequest) -> str:
-    """LeRobot's policy below ours: pi0 if none is named."""
-    return getattr(request, "param", "pi0")
-
-
-@pytest.fixture(scope="module")
 def checkpoint(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ours; never written to."""
     path = tmp_path_factory.mktemp("export") / "checkpoint"
