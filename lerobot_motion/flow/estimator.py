@@ -219,6 +219,22 @@ def check_flow_weights(name: str, weights: str | None) -> None:
     _check_shapes(name, shapes, weights)
 
 
+def require_flow_weights(name: str, weights: str | None) -> None:
+    """See that the weights of an estimator are there; torchvision's are downloaded if they are not.
+
+    Args:
+        name: One of `FLOW_ESTIMATORS`.
+        weights: Local safetensors file, or None for the estimator's own.
+
+    Raises:
+        ValueError: If the weights are of another model, or the estimator has none.
+        OSError: If they cannot be read or downloaded.
+    """
+    check_flow_weights(name, weights)
+    if weights is None and name in _RAFT_MODELS:
+        _pretrained_state(name, _RAFT_MODELS[name][1])
+
+
 @lru_cache(maxsize=4)
 def load_flow_estimator(
     name: str, weights: str | None = None, device: str = "cpu"

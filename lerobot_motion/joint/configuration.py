@@ -10,8 +10,8 @@ from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
 from lerobot_motion.config_errors import logged_refusal
 from lerobot_motion.flow.estimator import (
     check_estimator_name,
-    check_flow_weights,
     check_resolution,
+    require_flow_weights,
 )
 from lerobot_motion.joint.settling import OneOrSeveral, SettledByDataset
 from lerobot_motion.joint.speed import SpeedSettings
@@ -222,7 +222,8 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
             run: Settings of the run.
 
         Raises:
-            OSError: If the file of `flow_weights` is not there, truncated or of another format.
+            OSError: If the weights of `flow_estimator` are not there and cannot be downloaded, or
+                the file of `flow_weights` is truncated or of another format.
             ValueError: If the run trains a policy without its motion head, or a full-size backbone
                 from random weights unasked, or `flow_weights` are not those of `flow_estimator`.
         """
@@ -242,7 +243,7 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
         self.require_attention()
         self._warn_of_target()
         if self.estimates_flow and self.motion_latents is None:
-            check_flow_weights(str(self.flow_estimator), self.flow_weights)
+            require_flow_weights(str(self.flow_estimator), self.flow_weights)
         if self.has_motion_head and self.motion_warmup_steps >= run.num_steps:
             logger.warning(
                 "motion_warmup_steps=%d is not shorter than the run (steps=%d): only the motion "

@@ -112,6 +112,12 @@ CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
         "FileNotFoundError",
         r"flow_weights: no file at \S+/nowhere; expected a safetensors file",
     ),
+    "weights of RAFT that cannot be downloaded": (
+        ("--policy.flow_estimator=raft_small", "--policy.image_resolution=[224,224]"),
+        "OSError",
+        r"torchvision's weights of raft_small could not be downloaded from https://\S+ \(.*\)\. "
+        r"Pass a local file with flow_weights=<file>.safetensors, or use flow_estimator=dis",
+    ),
     "truncated weights of RAFT": (
         (
             "--policy.flow_estimator=raft_large",
@@ -210,7 +216,9 @@ def outcomes(paths: dict[str, Path], dataset: Path, home: Path) -> Callable[[str
         given = {flag.split("=")[0] for flag in extra}
         flags = [*policy, *data_flags(dataset, home / f"bad_{i}"), "--steps=1"]
         command_lines.append((*(flag for flag in flags if flag.split("=")[0] not in given), *extra))
-    results = train_all(*command_lines, home=home)
+    # Torchvision's weights are neither there nor to be had.
+    unreachable = {"TORCH_HOME": str(home / "torch"), "https_proxy": "http://127.0.0.1:9"}
+    results = train_all(*command_lines, home=home, **unreachable)
     return dict(zip(CASES, results, strict=True)).__getitem__
 
 

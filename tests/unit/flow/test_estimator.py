@@ -17,6 +17,7 @@ from lerobot_motion.flow.estimator import (
     RaftEstimator,
     check_flow_weights,
     load_flow_estimator,
+    require_flow_weights,
 )
 
 SIZE = 224
@@ -216,6 +217,16 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         load_flow_estimator("raft_small", str(path))
 
 
+def test_dis_requires_nothing_and_a_file_no_download(tmp_path: Path) -> None:
+    path = tmp_path / "raft_small.safetensors"
+    save_file(raft_small(weights=None).state_dict(), path)
+
+    require_flow_weights("dis", None)
+    require_flow_weights("raft_small", str(path))
+    with pytest.raises(FileNotFoundError, match="flow_weights: no file at"):
+        require_flow_weights("raft_small", str(tmp_path))
+
+
 @pytest.mark.parametrize("look", [check_flow_weights, load_flow_estimator])
 def test_a_directory_is_no_weights_file(tmp_path: Path, look: Any) -> None:
     with pytest.raises(FileNotFoundError, match="flow_weights: no file at"):
@@ -304,8 +315,9 @@ def test_local_weights_are_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value")])
+@pytest.mark.parametrize("look", [require_flow_weights, load_flow_estimator])
 def test_a_failing_download_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
+    monkeypatch: pytest.MonkeyPatch, error: Exception, look: Any
 ) -> None:
     calls: list[dict[str, Any]] = []
 
@@ -317,7 +329,7 @@ def test_a_failing_download_says_what_to_do(
 
     message = r"weights of raft_large could not be downloaded from https://.* with flow_weights=<"
     with pytest.raises(OSError, match=message):
-        load_flow_estimator("raft_large")
+        look("raft_large", None)
     assert calls[0]["weights"] is Raft_Large_Weights.C_T_SKHT_V2
     assert calls[0]["weights_only"] is True
     assert calls[0]["check_hash"] is True
