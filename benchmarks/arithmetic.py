@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import BenchmarkArguments, Findings, fill, main
-from policy_steps import AS_STOCK, variant_of
-from regime_steps import DTYPES, POLICIES, Variant, camera_names
+from policy_steps import AS_STOCK, FUSED, OPTIONS_ON, SDPA, variant_of
+from regime_steps import DTYPES, POLICIES, PROMPT_TOKENS, Variant, camera_names
 from reporting import Table
 from step_counts import CPU, CUDA, Counts, count_chunk, count_step, kept_by
 
@@ -21,7 +21,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"rounds": 1, "batch_size": 4, "dtype": "float32"},
     "full": {"rounds": 1, "batch_size": 32, "dtype": "bfloat16"},
 }
-OPTIONS_ON: dict[str, Any] = {"train_attention": "sdpa", "optimizer_fused": True}
 JOINT = "joint"
 
 
@@ -35,6 +34,11 @@ class ArithmeticArguments(BenchmarkArguments):
     batch_size: int | None = None
     # Cameras that the policy sees.
     cameras: int = 2
+    # Further cameras that the policy has and the batch lacks, as with a checkpoint of more cameras.
+    absent_cameras: int = 0
+    # Tokens of the longest prompt of a batch. null: 20 of 48 for motion_pi0, 85 of 200 for
+    # motion_pi05, those of a long sentence and, with motion_pi05, of 14 joints.
+    prompt_tokens: int | None = None
     # bfloat16 or float32 (--policy.dtype of lerobot-train).
     dtype: str | None = None
     # Recompute activations in the backward pass. null: a table of each.
@@ -50,12 +54,13 @@ def rows_of(args: ArithmeticArguments) -> dict[str, dict[str, Any]]:
     rows = {
         f"{JOINT}, as the stock policy computes": AS_STOCK,
         "warm-up, as the stock policy computes": AS_STOCK | {"motion_warmup_steps": 1_000_000},
-        f"{JOINT}, sdpa, fused AdamW": OPTIONS_ON,
-        f"{JOINT}, sdpa, fused AdamW, 4 draws": OPTIONS_ON | {"motion_samples_per_step": 4},
+        f"{JOINT}, sdpa, fused AdamW": SDPA | FUSED,
+        f"{JOINT}, and no padding": OPTIONS_ON,
+        f"{JOINT}, and no padding, 4 draws": OPTIONS_ON | {"motion_samples_per_step": 4},
     }
     if args.cameras > 1:
         views = {"motion_camera": camera_names(2)}
-        rows[f"{JOINT}, sdpa, fused AdamW, 2 views"] = OPTIONS_ON | views
+        rows[f"{JOINT}, and no padding, 2 views"] = OPTIONS_ON | views
     return rows
 
 
@@ -70,21 +75,30 @@ def benchmark(args: ArithmeticArguments, _: Path) -> Findings:
     """
     fill(args, SIZES)
     _check(args)
+    if args.prompt_tokens is None:
+        args.prompt_tokens = PROMPT_TOKENS[_stock_name(args)]
+    batch = {"prompt_tokens": args.prompt_tokens, "absent_cameras": args.absent_cameras}
+    samples = args.batch_size or 1
     both = args.gradient_checkpointing
     tables, raw = [], []
     for checkpointing in (True, False) if both is None else (both,):
-        stock = count_step(_stock(args, checkpointing), args.batch_size or 1)
+        stock = count_step(_stock(args, checkpointing), samples, **batch)
         found = {_stock_name(args): stock}
         for name, settings in rows_of(args).items():
-            found[name] = count_step(_ours(args, checkpointing, settings), args.batch_size or 1)
+            found[name] = count_step(_ours(args, checkpointing, settings), samples, **batch)
         tables.append(_table(args, found, checkpointing=checkpointing))
         raw += [
             {"row": name, "gradient_checkpointing": checkpointing, **asdict(counts)}
             for name, counts in found.items()
         ]
+    unpadded = {"inference_skip_padding": True}
     chunks = {
-        policy: count_chunk(variant_of(policy, args.size, str(args.dtype), args.cameras))
-        for policy in (_stock_name(args), args.policy)
+        name: count_chunk(_variant(args, policy, **settings), **batch)
+        for name, policy, settings in (
+            (_stock_name(args), _stock_name(args), {}),
+            (args.policy, args.policy, {}),
+            (f"{args.policy}, no padding", args.policy, unpadded),
+        )
     }
     tables.append(
         Table(
@@ -93,11 +107,13 @@ def benchmark(args: ArithmeticArguments, _: Path) -> Findings:
         )
     )
     return Findings(
-        title=f"arithmetic of a step, {args.policy}, {args.size}",
+        title=f"arithmetic of a step, {args.policy}, {args.size}{_of_absent(args)}",
         settings={
             "size": args.size,
             "batch_size": args.batch_size,
             "cameras": args.cameras,
+            "absent_cameras": args.absent_cameras,
+            "prompt_tokens": args.prompt_tokens,
             "dtype": args.dtype,
         },
         tables=tables,
@@ -117,6 +133,16 @@ def _check(args: ArithmeticArguments) -> None:
             f"there must be at least 1 camera and 1 sample, got {args.cameras} and "
             f"{args.batch_size}."
         )
+    tokens = 1 if args.prompt_tokens is None else args.prompt_tokens
+    if args.absent_cameras < 0 or tokens < 1:
+        raise ValueError(
+            "there must be at least 1 token and no less than 0 absent cameras, got "
+            f"{args.prompt_tokens} and {args.absent_cameras}."
+        )
+
+
+def _of_absent(args: ArithmeticArguments) -> str:
+    return f", {args.absent_cameras} more cameras that are absent" if args.absent_cameras else ""
 
 
 def _stock_name(args: ArithmeticArguments) -> str:
@@ -124,13 +150,16 @@ def _stock_name(args: ArithmeticArguments) -> str:
 
 
 def _stock(args: ArithmeticArguments, checkpointing: bool) -> Variant:
-    settings = {"gradient_checkpointing": checkpointing}
-    return variant_of(_stock_name(args), args.size, str(args.dtype), args.cameras, **settings)
+    return _variant(args, _stock_name(args), gradient_checkpointing=checkpointing)
 
 
 def _ours(args: ArithmeticArguments, checkpointing: bool, settings: dict[str, Any]) -> Variant:
-    every = settings | {"gradient_checkpointing": checkpointing}
-    return variant_of(args.policy, args.size, str(args.dtype), args.cameras, **every)
+    return _variant(args, args.policy, **settings, gradient_checkpointing=checkpointing)
+
+
+def _variant(args: ArithmeticArguments, policy: str, **settings: Any) -> Variant:
+    num_cameras = args.cameras + args.absent_cameras
+    return variant_of(policy, args.size, str(args.dtype), num_cameras, **settings)
 
 
 # --- the report ---
@@ -139,9 +168,12 @@ _NOTES = [
     "Operations are the multiplications and additions of matrix products, attention and "
     "convolutions, a sample, with what is computed again in the backward pass. Kept: bytes alive "
     "after the forward pass. Peak: the most that are alive at a time within forward and backward "
-    "pass, gradients among them. Neither has weights, AdamW's state and the batch, which follow; "
-    "in all is the peak with these, or AdamW's step where that takes more (fused it needs the "
-    "gradients, otherwise as much again). GB are 10⁹ bytes.",
+    "pass, gradients among them. Both are of a run's first step, whose prompts are of full length. "
+    "Neither has weights, AdamW's state and the batch, which follow; in all is the peak with "
+    "these, or AdamW's step where that takes more (fused it needs the gradients, otherwise as much "
+    "again). GB are 10⁹ bytes.",
+    "No padding: without tokens after the longest prompt, rounded up to a multiple of eight, and "
+    "without cameras that are absent. The stock policy computes them.",
     "Not in it: what a kernel allocates for itself, and how an allocator cuts memory up. No figure "
     "is a time: matrix products on a GPU take as long as there are operations, the rest as long as "
     "there are bytes to move.",

@@ -15,7 +15,7 @@ import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main, timed
 from machine import choose_device
 from policy_steps import require_bytes, variant_of, weight_bytes
-from regime_steps import Variant, build, make_batch
+from regime_steps import CAMERAS, PROMPT_TOKENS, Variant, build, make_batch
 from reporting import Table, megabytes, paired_ratios, summarize
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -23,7 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 STOCK, OURS = "pi0", "motion_pi0"
 WITHOUT_HEAD = "motion_pi0, load_motion_head=false"
-WITH_SDPA = "motion_pi0, inference_attention=sdpa"
+# Further rows, of the same policy.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "motion_pi0, inference_attention=sdpa": {"inference_attention": "sdpa"},
+    "motion_pi0, inference_skip_padding=true": {"inference_skip_padding": True},
+    "motion_pi0, both": {"inference_attention": "sdpa", "inference_skip_padding": True},
+}
+AS_STOCK = {"inference_attention": "eager", "inference_skip_padding": False}
 CHUNKS = 2
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"rounds": 15, "batch_size": 1, "dtype": "float32"},
@@ -39,20 +45,22 @@ class InferenceArguments(BenchmarkArguments):
     batch_size: int | None = None
     # bfloat16 or float32 (--policy.dtype).
     dtype: str | None = None
+    # Cameras that the policies have, beside two, and the robot lacks.
+    absent_cameras: int = 0
 
 
 class Driver:
     """A policy that is asked for actions."""
 
-    def __init__(self, policy: Any, batch: dict[str, Tensor], attention: str = "eager") -> None:
+    def __init__(self, policy: Any, batch: dict[str, Tensor], **options: Any) -> None:
         """Prepare to ask.
 
         Args:
             policy: Stock or ours.
             batch: What it sees, all the time.
-            attention: `inference_attention`, of one of ours.
+            **options: Fields of our configuration; by default those that compute as stock pi0.
         """
-        self.policy, self.batch, self.attention = policy, batch, attention
+        self.policy, self.batch, self.options = policy, batch, AS_STOCK | options
         self.device = next(iter(batch.values())).device
 
     def actions(self, seed: int) -> Tensor:
@@ -61,7 +69,9 @@ class Driver:
         Args:
             seed: Of the noise.
         """
-        self.policy.model.paligemma_with_expert.inference_attention = self.attention
+        vars(self.policy.config).update(self.options)
+        backbone = self.policy.model.paligemma_with_expert
+        backbone.inference_attention = self.options["inference_attention"]
         self.policy.reset()
         torch.manual_seed(seed)
         num_actions = CHUNKS * self.policy.config.n_action_steps
@@ -118,13 +128,14 @@ def benchmark(args: InferenceArguments, _: Path) -> Findings:
     """
     fill(args, SIZES)
     device = choose_device(args.device)
+    common = (args.size, str(args.dtype), len(CAMERAS) + args.absent_cameras)
     variants = {
-        STOCK: variant_of("pi0", args.size, str(args.dtype)),
-        OURS: variant_of("motion_pi0", args.size, str(args.dtype)),
-        WITHOUT_HEAD: variant_of("motion_pi0", args.size, str(args.dtype), load_motion_head=False),
+        STOCK: variant_of("pi0", *common),
+        OURS: variant_of("motion_pi0", *common),
+        WITHOUT_HEAD: variant_of("motion_pi0", *common, load_motion_head=False),
     }
     weights = {name: weight_bytes(variant) for name, variant in variants.items()}
-    weights[WITH_SDPA] = weights[OURS]
+    weights |= dict.fromkeys(OPTIONS, weights[OURS])
     require_bytes([weights[name] for name in variants], device, args.size)
     drivers = _drivers(variants, args, device)
     expected = drivers[STOCK].actions(0)
@@ -148,11 +159,15 @@ def benchmark(args: InferenceArguments, _: Path) -> Findings:
         for name, outcome in found.items()
     ]
     return Findings(
-        title=f"inference, {device.type}",
+        title=f"inference, {device.type}"
+        + f", {args.absent_cameras} more cameras that are absent" * bool(args.absent_cameras),
         settings={
             "size": args.size,
             "dtype": args.dtype,
             "batch_size": args.batch_size,
+            "cameras": len(CAMERAS),
+            "absent_cameras": args.absent_cameras,
+            "prompt_tokens": PROMPT_TOKENS[STOCK],
             "actions of a chunk": drivers[STOCK].policy.config.n_action_steps,
             "chunks of a round": CHUNKS,
             "rounds": args.rounds,
@@ -185,9 +200,13 @@ def _drivers(
     stock = policies[STOCK].state_dict()
     for policy in policies.values():
         policy.load_state_dict(stock, strict=False)
-    batch = make_batch(policies[STOCK], args.batch_size or 1, device)
+    batch = make_batch(
+        policies[STOCK], args.batch_size or 1, device, PROMPT_TOKENS[STOCK], args.absent_cameras
+    )
     drivers = {name: Driver(policy, batch) for name, policy in policies.items()}
-    return drivers | {WITH_SDPA: Driver(policies[OURS], batch, "sdpa")}
+    return drivers | {
+        name: Driver(policies[OURS], batch, **options) for name, options in OPTIONS.items()
+    }
 
 
 if __name__ == "__main__":

@@ -23,7 +23,20 @@ FULL_REGIME = REGIMES[0]
 META = torch.device("meta")
 PARTS = ("forward", "backward", "optimizer")
 # What LeRobot's own policy does, whatever the device.
-AS_STOCK: dict[str, Any] = {"train_attention": "eager", "optimizer_fused": False}
+AS_STOCK: dict[str, Any] = {
+    "train_attention": "eager",
+    "optimizer_fused": False,
+    "train_skip_padding": False,
+}
+# What ours does on CUDA, unless told otherwise.
+SDPA, FUSED, UNPADDED = (
+    {"train_attention": "sdpa"},
+    {"optimizer_fused": True},
+    {"train_skip_padding": True},
+)
+OPTIONS_ON: dict[str, Any] = SDPA | FUSED | UNPADDED
+# Neither changes what is in memory, and neither runs where there are no numbers.
+_NEED_NUMBERS = ("optimizer_fused", "train_skip_padding")
 
 
 def variant_of(
@@ -47,9 +60,8 @@ def training_bytes(variant: Variant) -> int:
     Args:
         variant: What is trained.
     """
-    # The state of AdamW is the same; a fused step does not run where there are no numbers.
-    unfused = tuple((name, value) for name, value in variant.settings if name != "optimizer_fused")
-    policy = build(replace(variant, settings=unfused), META)
+    settings = tuple((name, value) for name, value in variant.settings if name not in _NEED_NUMBERS)
+    policy = build(replace(variant, settings=settings), META)
     optimizer = train_step(policy, make_batch(policy, batch_size=1, device=META))
     return footprint_after(policy, optimizer, warmup=False).total
 

@@ -33,6 +33,9 @@ DTYPES = ("bfloat16", "float32")
 CAMERAS = ("observation.images.top", "observation.images.wrist")
 CAMERA_SIZE = (240, 320)
 STATE_DIM = ACTION_DIM = 14
+# Tokens of a long prompt, by the base: LIBERO's longest sentence has 18 words, of about a token
+# each; pi0.5 has a prompt with 14 joints in it besides, of up to three digits and a space each.
+PROMPT_TOKENS = {"pi0": 20, "pi05": 85}
 
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -158,28 +161,37 @@ def camera_names(num_cameras: int) -> list[str]:
     return [*CAMERAS, *further][:num_cameras]
 
 
-def make_batch(policy: nn.Module, batch_size: int, device: torch.device) -> dict[str, Tensor]:
+def make_batch(
+    policy: nn.Module,
+    batch_size: int,
+    device: torch.device,
+    prompt_tokens: int | None = None,
+    absent_cameras: int = 0,
+) -> dict[str, Tensor]:
     """A batch as the preprocessor leaves it, of random numbers.
 
     Args:
         policy: Whose batch.
         batch_size: Number of samples.
         device: Where.
+        prompt_tokens: Tokens of every prompt that are not padding; all of them if None.
+        absent_cameras: Cameras, the last ones, that the batch lacks.
     """
     config: Any = policy.config
     length = config.tokenizer_max_length
+    num_cameras = len(config.image_features) - absent_cameras
+    places = torch.arange(length, device=device)
+    is_prompt = places < (length if prompt_tokens is None else prompt_tokens)
     batch = {
         "observation.state": torch.rand(batch_size, STATE_DIM, device=device),
         "action": torch.rand(batch_size, config.chunk_size, ACTION_DIM, device=device),
         "observation.language.tokens": torch.ones(
             batch_size, length, dtype=torch.long, device=device
         ),
-        "observation.language.attention_mask": torch.ones(
-            batch_size, length, dtype=torch.bool, device=device
-        ),
+        "observation.language.attention_mask": is_prompt.repeat(batch_size, 1),
         **{
             camera: torch.rand(batch_size, *feature.shape, device=device)
-            for camera, feature in config.image_features.items()
+            for camera, feature in [*config.image_features.items()][:num_cameras]
         },
     }
     if getattr(config, "motion_latent_shape", None) is not None:

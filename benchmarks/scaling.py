@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main
 from machine import choose_device
-from policy_steps import AS_STOCK, Trainee, require_bytes, training_bytes, variant_of
-from regime_steps import Variant, camera_names, make_batch
+from policy_steps import AS_STOCK, OPTIONS_ON, Trainee, require_bytes, training_bytes, variant_of
+from regime_steps import PROMPT_TOKENS, Variant, camera_names, make_batch
 from reporting import Table, paired_ratios, summarize
 
 STOCK, OURS = "pi0", "motion_pi0"
@@ -70,7 +70,7 @@ class ScalingArguments(BenchmarkArguments):
     dtype: str | None = None
     # Recompute activations in the backward pass.
     gradient_checkpointing: bool | None = None
-    # Attention and AdamW of motion_pi0: as stock pi0's, or its own options.
+    # Attention, AdamW and padding of motion_pi0: as stock pi0's, or its own options.
     options: bool = field(default=False)
 
 
@@ -101,8 +101,7 @@ def point(args: ScalingArguments, what: str, value: int) -> Point:
         ValueError: If nothing of that name can grow.
     """
     shared: dict[str, Any] = {"gradient_checkpointing": args.gradient_checkpointing}
-    options = {"train_attention": "sdpa", "optimizer_fused": True} if args.options else AS_STOCK
-    ours: dict[str, Any] = dict(options)
+    ours: dict[str, Any] = dict(OPTIONS_ON if args.options else AS_STOCK)
     batch_size, cameras = args.batch_size or 1, 2
     if what == BATCH:
         batch_size = value
@@ -153,7 +152,7 @@ def benchmark(args: ScalingArguments, _: Path) -> Findings:
         rows.append([what, str(value), *milliseconds, str(ratio)])
         raw.append({"what": what, "value": value, "seconds": seconds})
     return Findings(
-        title=f"scaling, {device.type}{', sdpa and fused AdamW' * args.options}",
+        title=f"scaling, {device.type}{', sdpa, fused AdamW, no padding' * args.options}",
         settings={
             "size": args.size,
             "dtype": args.dtype,
@@ -179,7 +178,7 @@ def _rates(args: ScalingArguments, each: Point, device: torch.device) -> dict[st
     """Samples per second of both policies, round by round."""
     trainees = {STOCK: Trainee(each.stock, device), OURS: Trainee(each.ours, device)}
     batches = {
-        name: make_batch(trainee.policy, each.batch_size, device)
+        name: make_batch(trainee.policy, each.batch_size, device, PROMPT_TOKENS[STOCK])
         for name, trainee in trainees.items()
     }
 

@@ -26,6 +26,9 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from lerobot_motion.joint import padding
+from lerobot_motion.joint.backbone import replaced
+
 # PyTorch's autograd engine runs on no CUDA device, not even a fake one, where there is no GPU. The
 # CPU's autocast and fused attention stand in for CUDA's; `kept_by` compares what can be compared.
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -91,9 +94,9 @@ class Counts:
         forward: Operations of matrix products and convolutions in the forward pass, multiplications
             and additions.
         backward: Those of the backward pass, with what gradient checkpointing computes again.
-        kept: Bytes that are alive after the forward pass, but for weights and the batch.
-        peak: The most bytes that are alive within the step, gradients among them, but for weights,
-            the batch and AdamW's state.
+        kept: Bytes that are alive after the first forward pass, but for weights and the batch.
+        peak: The most bytes that are alive within the first step, whose prompts are of full length,
+            gradients among them, but for weights, the batch and AdamW's state.
         gradients: Bytes of gradients after it.
         constant: Bytes of weights, buffers and AdamW's state.
         fused: Whether AdamW is fused; otherwise it allocates as much again as the gradients.
@@ -118,14 +121,15 @@ class Counts:
         return self.constant + max(self.peak, self.gradients * (1 if self.fused else 2))
 
 
-def count_step(variant: Variant, batch_size: int) -> Counts:
+def count_step(variant: Variant, batch_size: int, **batch_settings: Any) -> Counts:
     """Take a training step without numbers and count.
 
     Args:
         variant: What is trained.
         batch_size: Samples.
+        **batch_settings: Further arguments of `make_batch`.
     """
-    with _without_numbers(variant, batch_size, CPU) as (policy, batch):
+    with _without_numbers(variant, batch_size, CPU, **batch_settings) as (policy, batch):
         return count_step_of(policy, batch)
 
 
@@ -152,6 +156,7 @@ def count_step_of(policy: Any, batch: Mapping[str, Tensor]) -> Counts:
     device, dtype = next(iter(batch.values())).device, policy.config.dtype
     _settle(policy, batch)
     live = LiveBytes([*policy.parameters(), *policy.buffers(), *batch.values()])
+    # The first step: where padding is skipped, no other takes more.
     with live:
         with arithmetic(device, dtype):
             loss = policy.forward(dict(batch))[0]
@@ -209,13 +214,14 @@ def _autocast(device: torch.device, *, enabled: bool) -> Iterator[None]:
         yield
 
 
-def count_chunk(variant: Variant) -> int:
+def count_chunk(variant: Variant, **batch_settings: Any) -> int:
     """Operations of matrix products and convolutions for a chunk of actions of one robot.
 
     Args:
         variant: The policy.
+        **batch_settings: Further arguments of `make_batch`.
     """
-    with _without_numbers(variant, 1, CPU) as (policy, batch):
+    with _without_numbers(variant, 1, CPU, **batch_settings) as (policy, batch):
         counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
         with counter, torch.no_grad():
             policy.eval().predict_action_chunk(dict(batch))
@@ -230,14 +236,25 @@ def _settle(policy: Any, batch: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _without_numbers(
-    variant: Variant, batch_size: int, device: torch.device
+    variant: Variant,
+    batch_size: int,
+    device: torch.device,
+    prompt_tokens: int | None = None,
+    absent_cameras: int = 0,
 ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """Within this context all tensors are fake: a policy in training, and a batch."""
     policy = build(variant, META)
-    with FakeTensorMode(), NumbersOffFakes():
+    length = prompt_tokens or policy.config.tokenizer_max_length
+    present = [1] * (variant.num_cameras - absent_cameras)
+
+    def extent(image_masks: list[Tensor], _: Tensor) -> list[int]:
+        # The masks say it, but for their want of numbers. LeRobot has absent cameras last.
+        return [*present, *[0] * (len(image_masks) - len(present)), length]
+
+    with FakeTensorMode(), NumbersOffFakes(), replaced(padding, extent=extent):
         replace_tensors(policy, lambda old: torch.empty(old.shape, dtype=old.dtype, device=device))
         policy.config.device = str(device)
-        yield policy, make_batch(policy, batch_size, device)
+        yield policy, make_batch(policy, batch_size, device, prompt_tokens, absent_cameras)
 
 
 def replace_tensors(module: nn.Module, new: Callable[[Tensor], Tensor]) -> None:

@@ -24,7 +24,17 @@ from dataloading import (
 )
 from harness import Findings, fill, interleave, main, timed
 from machine import choose_device
-from policy_steps import AS_STOCK, PARTS, Trainee, require_bytes, variant_of
+from policy_steps import (
+    AS_STOCK,
+    FUSED,
+    OPTIONS_ON,
+    PARTS,
+    SDPA,
+    UNPADDED,
+    Trainee,
+    require_bytes,
+    variant_of,
+)
 from regime_steps import Variant
 from reporting import Table, megabytes, number, paired_ratios, summarize
 from step_counts import bytes_beside
@@ -64,7 +74,6 @@ _MOTION_SETTINGS: dict[str, Any] = {
     "flow_estimator": "dis",
     "tokenizer_name": "bytes",
 }
-SDPA, FUSED = {"train_attention": "sdpa"}, {"optimizer_fused": True}
 # motion_pi0's settings in each row of the table; the first is stock pi0's way of computing.
 OPTIONS: dict[str, dict[str, Any]] = {
     "motion_pi0": AS_STOCK,
@@ -72,8 +81,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "motion_pi0, warm-up": AS_STOCK | {"motion_warmup_steps": 1_000_000},
     "motion_pi0, sdpa": AS_STOCK | SDPA,
     "motion_pi0, fused AdamW": AS_STOCK | FUSED,
-    "motion_pi0, sdpa, fused AdamW": SDPA | FUSED,
-    "motion_pi0, sdpa, fused AdamW, 4 draws": SDPA | FUSED | {"motion_samples_per_step": 4},
+    "motion_pi0, no padding": AS_STOCK | UNPADDED,
+    "motion_pi0, all three": OPTIONS_ON,
+    "motion_pi0, all three, 4 draws": OPTIONS_ON | {"motion_samples_per_step": 4},
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lerobot_motion.joint.attention import ChosenAttention, forward_with_sdpa
 from lerobot_motion.joint.configuration import JointMotionConfig
+from lerobot_motion.joint.padding import without_padding
 from lerobot_motion.models.motion_head import MotionHead
 from lerobot_motion.steps import ByteTokenizerStep
 
@@ -70,6 +71,7 @@ class JointModel(_Network):
         self.paligemma_with_expert.train_attention = config.train_attention
         self.paligemma_with_expert.inference_attention = config.inference_attention
         self._prefix_mask: Tensor | None = None
+        self._has_seen_whole_prompts = False
         self.motion_head: MotionHead | None = None
         if config.has_motion_head:
             backbone = self.paligemma_with_expert.paligemma.model.language_model
@@ -117,11 +119,26 @@ class JointModel(_Network):
     def _vision_tower(self) -> Any:
         return self.paligemma_with_expert.paligemma.model.vision_tower
 
-    def embed_prefix(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed the prefix as LeRobot does and remember its pad mask (B, S)."""
-        embeddings, pad_mask, attention_mask = super().embed_prefix(*args, **kwargs)
+    def embed_prefix(
+        self, images: list[Tensor], image_masks: list[Tensor], tokens: Tensor, token_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed the prefix as LeRobot does, or less of it, and remember its pad mask (B, S)."""
+        inputs = (images, image_masks, tokens, token_mask)
+        if self.config.skips_padding(tokens.device, training=self.training):
+            inputs = without_padding(*inputs, keep_tokens=self._is_first_of_training())
+        embeddings, pad_mask, attention_mask = super().embed_prefix(*inputs)
         self._prefix_mask = pad_mask
         return embeddings, pad_mask, attention_mask
+
+    def _is_first_of_training(self) -> bool:
+        """Whether this is the first step of a run that learns all.
+
+        It is taken with prompts of full length, so that a GPU that cannot hold the longest prompt
+        of the dataset says so at once, and not when that comes up.
+        """
+        is_first = self.training and torch.is_grad_enabled() and not self._has_seen_whole_prompts
+        self._has_seen_whole_prompts |= is_first
+        return is_first
 
     @contextmanager
     def keeping_prefix(self) -> Iterator[None]:

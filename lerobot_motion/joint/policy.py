@@ -29,6 +29,7 @@ from lerobot_motion.joint.dataset_checks import check_dataset
 from lerobot_motion.joint.driving import PaceWarning
 from lerobot_motion.joint.gradient_balance import GradientBalance
 from lerobot_motion.joint.imagining import Imagining
+from lerobot_motion.joint.modes import QuickModes
 from lerobot_motion.joint.objective import MotionTarget, mean_of_draws, motion_losses
 from lerobot_motion.joint.predicted_video import PredictedVideo
 from lerobot_motion.joint.validation_losses import ValidationLosses
@@ -38,7 +39,13 @@ from lerobot_motion.training.ranks import check_sharding, drawing_apart
 
 
 class JointMotionPolicy(
-    AdapterTraining, GradientBalance, PaceWarning, PredictedVideo, Imagining, ValidationLosses
+    AdapterTraining,
+    GradientBalance,
+    PaceWarning,
+    QuickModes,
+    PredictedVideo,
+    Imagining,
+    ValidationLosses,
 ):
     """Mixed into LeRobot's `PI0Policy`: trains a motion head beside the action head.
 

@@ -27,6 +27,13 @@ class SpeedSettings(_PolicyConfig):
     # The same for actions and imagined motion: eager (actions are those of the stock policy to the
     # last bit) or sdpa.
     inference_attention: str = "eager"
+    # Leave out of the prefix, in training, what fills it up: tokens after the longest prompt of a
+    # batch, and cameras that the batch lacks. The same loss up to rounding, for less work. null: on
+    # CUDA GPUs, but not under compile_model, which wants fixed shapes.
+    train_skip_padding: bool | None = None
+    # The same for actions and imagined motion; false: actions are the stock policy's to the last
+    # bit.
+    inference_skip_padding: bool = False
     # AdamW in one kernel, without temporary memory of the gradients' size. null: on CUDA GPUs.
     optimizer_fused: bool | None = None
     # Draws of noise and time for the motion loss of each sample, which share one pass of the VLM;
@@ -47,6 +54,26 @@ class SpeedSettings(_PolicyConfig):
             raise ValueError(
                 f"motion_samples_per_step must be at least 1, got {self.motion_samples_per_step}."
             )
+
+        for name in ("train_skip_padding", "inference_skip_padding"):
+            if getattr(self, name) and self.compile_model:
+                raise ValueError(
+                    f"{name}=true needs compile_model=false, got both: a compiled policy would be "
+                    "compiled again for every length of a prompt. Leave one of them out."
+                )
+
+    def skips_padding(self, device: torch.device, *, training: bool) -> bool:
+        """Whether padding of the prefix is left out of what is computed.
+
+        Args:
+            device: Where it is computed.
+            training: Whether the policy is in training mode.
+        """
+        if not training:
+            return self.inference_skip_padding
+        if self.train_skip_padding is None:
+            return device.type == "cuda" and not self.compile_model
+        return self.train_skip_padding
 
     def require_attention(self) -> None:
         """Refuse an attention that the device lacks, before anything is built.

@@ -33,6 +33,16 @@ def run_benchmark(name: str, *flags: str, tmp_path: Path) -> dict[str, Any]:
     return report
 
 
+def test_host(tmp_path: Path) -> None:
+    report = run_benchmark("host", *SMALLEST, "--times=3", tmp_path=tmp_path)
+
+    assert report["raw"].keys() == {"queued action", "training mode"}
+    for rates in report["raw"].values():
+        assert rates.keys() == {"pi0", "pi05", "motion_pi0", "motion_pi05"}
+        for stock in ("pi0", "pi05"):
+            assert max(rates[stock]) < min(rates[f"motion_{stock}"])
+
+
 def test_extraction(tmp_path: Path) -> None:
     sizes = ("--frames=24", "--episode_frames=12", "--camera_size=[32,48]", "--horizon=4")
     amounts = ("--image_resolution=[64,64]", "--plain_pairs=4", "--num_workers=1", "--vae=flow")
@@ -84,7 +94,7 @@ def test_training(tmp_path: Path) -> None:
     (table,) = report["tables"]
     stock, ours, *_ = rows = {row[0]: row for row in table["rows"]}.values()
     assert (stock[0], ours[0]) == ("pi0", "motion_pi0")
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row in rows:
         assert all(float(milliseconds) > 0 for milliseconds in row[3:7])
     kept = {row[0]: int(row[7].removesuffix(" MB")) for row in rows}

@@ -11,6 +11,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from closeness import assert_close
+from closeness import joint_step as step
 from tiny import (
     BASES,
     CAMERA,
@@ -36,22 +38,6 @@ def make_policy(base: str, attention: str, **settings: Any) -> Any:
     return wake_motion_head(
         make_motion_policy(base=base, train_attention=attention, **settings)
     ).train()
-
-
-def step(policy: Any, batch: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-    """Joint loss and gradients."""
-    torch.manual_seed(7)
-    loss, _ = policy.forward(batch)
-    loss.backward()
-    found = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    return loss.item(), found
-
-
-def assert_close(found: Tensor, expected: Tensor, relative: float, name: str = "") -> None:
-    largest = expected.abs().max().item()
-    off = (found - expected).abs().max().item()
-    # What is zero but for rounding, as the gradients of keys' biases, need not agree.
-    assert off <= relative * largest + 1e-7, f"{name} is off by {off} of {largest}"
 
 
 def calls_of_sdpa(run: Any) -> int:

@@ -16,6 +16,7 @@ from step_counts import (
     Counts,
     LiveBytes,
     bytes_beside,
+    count_chunk,
     count_step,
     count_step_of,
     kept_by,
@@ -49,6 +50,32 @@ def test_counts_are_those_of_a_real_step(policy: str, settings: dict[str, Any]) 
     assert found == count_step_of(real, make_batch(real, BATCH_SIZE, CPU))
     assert found.backward > found.forward > 0
     assert found.peak >= max(found.kept, found.gradients)
+
+
+@pytest.mark.parametrize("policy", ["motion_pi0", "motion_pi05"])
+def test_counts_without_padding_are_those_of_a_real_step(policy: str) -> None:
+    batch = {"prompt_tokens": 20, "absent_cameras": 1}
+    each = variant(policy, train_skip_padding=True)
+    torch.manual_seed(0)
+    real = build(each, CPU)
+
+    found = count_step(each, BATCH_SIZE, **batch)
+    expected = count_step_of(real, make_batch(real, BATCH_SIZE, CPU, **batch))
+
+    assert (found.forward, found.backward) == (expected.forward, expected.backward)
+    # But for the numbers that are read.
+    assert found.peak == pytest.approx(expected.peak, abs=10_000)
+    padded = count_step(variant(policy), BATCH_SIZE, **batch)
+    assert found.forward < 0.8 * padded.forward
+    assert found.peak < padded.peak
+
+
+def test_a_chunk_without_padding_is_counted() -> None:
+    batch = {"prompt_tokens": 20, "absent_cameras": 1}
+    padded = count_chunk(variant(), **batch)
+
+    assert count_chunk(variant("pi0"), **batch) == padded
+    assert count_chunk(variant(inference_skip_padding=True), **batch) < 0.8 * padded
 
 
 def test_what_is_kept_is_what_autograd_saves() -> None:
@@ -136,8 +163,8 @@ def test_the_most_may_be_in_the_optimizer(fused: bool, in_all: int) -> None:
 
 def test_a_table_has_the_stock_policy_first(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts(forward=1, backward=2, kept=3, peak=15, gradients=10, constant=100, fused=False)
-    monkeypatch.setattr(arithmetic, "count_step", lambda *_: counts)
-    monkeypatch.setattr(arithmetic, "count_chunk", lambda *_: 7)
+    monkeypatch.setattr(arithmetic, "count_step", lambda *_, **__: counts)
+    monkeypatch.setattr(arithmetic, "count_chunk", lambda *_, **__: 7)
     monkeypatch.setattr(arithmetic, "kept_by", lambda *_: 3)
 
     found = benchmark(ArithmeticArguments(policy="motion_pi05"), Path())
@@ -147,7 +174,8 @@ def test_a_table_has_the_stock_policy_first(monkeypatch: pytest.MonkeyPatch) -> 
         assert [row[0] for row in table.rows][:2] == ["pi05", "joint, as the stock policy computes"]
         assert table.rows[0][-1] == "1.000"
         assert table.markdown()
-    assert [row[0] for row in chunks.rows] == ["pi05", "motion_pi05"]
+    assert [row[0] for row in chunks.rows] == ["pi05", "motion_pi05", "motion_pi05, no padding"]
+    assert found.settings["prompt_tokens"] == 85
     assert found.raw["steps"][0]["row"] == "pi05"
 
 
@@ -156,6 +184,8 @@ def test_a_table_has_the_stock_policy_first(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"policy": "pi0"}, r"policy must be one of \['motion_pi0', 'motion_pi05'\], got 'pi0'"),
         ({"dtype": "float16"}, r"dtype must be one of \['bfloat16', 'float32'\], got 'float16'"),
+        ({"prompt_tokens": 0}, "at least 1 token .*, got 0 and 0"),
+        ({"absent_cameras": -1}, "no less than 0 absent cameras, got None and -1"),
         ({"cameras": 0}, "at least 1 camera and 1 sample, got 0 and 4"),
     ],
 )

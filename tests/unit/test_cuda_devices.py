@@ -71,8 +71,8 @@ def test_a_joint_step_stays_on_the_gpu(base: str, settings: dict[str, Any]) -> N
 
         assert (loss.device, loss.dtype) == (GPU, torch.float32)
         assert {"loss", "action_loss", "motion_loss"} <= set(log)
-        # Both losses, together. LeRobot's own code waits some more.
-        assert waits.ours() == {"joint/policy.py": 1}
+        # What is padding, and both losses, together. LeRobot's own code waits some more.
+        assert waits.ours() == {"joint/padding.py": 1, "joint/policy.py": 1}
 
 
 def test_a_warm_up_reads_its_counter_and_its_losses() -> None:
@@ -80,7 +80,7 @@ def test_a_warm_up_reads_its_counter_and_its_losses() -> None:
         loss, _ = policy.train().forward(batch)
 
         assert loss.device == GPU
-        assert waits.ours() == {"joint/policy.py": 2}
+        assert waits.ours() == {"joint/padding.py": 1, "joint/policy.py": 2}
 
 
 def test_the_optimizer_waits_for_nothing() -> None:
@@ -112,7 +112,11 @@ def test_the_balance_of_the_losses_is_read_at_once() -> None:
         _, log = policy.train().forward(batch)
 
         assert "gradient_cosine" in log
-        assert waits.ours() == {"joint/policy.py": 1, "joint/gradient_balance.py": 3}
+        assert waits.ours() == {
+            "joint/padding.py": 1,
+            "joint/policy.py": 1,
+            "joint/gradient_balance.py": 3,
+        }
 
 
 def test_ranks_draw_apart_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +130,9 @@ def test_ranks_draw_apart_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("base", ["pi0", "pi05"])
-@pytest.mark.parametrize("settings", [{}, {"inference_attention": "sdpa", **VIEWS}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"inference_attention": "sdpa", "inference_skip_padding": True, **VIEWS}]
+)
 def test_a_policy_acts_and_imagines_on_the_gpu(base: str, settings: dict[str, Any]) -> None:
     codec = load_latent_codec("pool")
     with (

@@ -152,11 +152,11 @@ def test_policies_drive_alike_and_are_counted() -> None:
     found = inference.benchmark(args, Path())
 
     (table,) = found.tables
-    stock, ours, without_head, sdpa = table.rows
+    stock, ours, without_head, sdpa, unpadded, both = table.rows
     assert stock[0] == STOCK
     assert stock[-1] == ours[-1] == without_head[-1] == "0"
-    assert 0 < float(sdpa[-1]) < 1e-5
+    assert all(0 < float(row[-1]) < 1e-5 for row in (sdpa, unpadded, both))
     assert stock[3] == ours[3] == without_head[3]
-    assert int(sdpa[3]) < int(stock[3])
+    assert int(sdpa[3]) < int(stock[3]) <= int(unpadded[3])
     assert stock[5] == without_head[5] != ours[5]
-    assert [row[4] for row in table.rows] == ["–"] * 4
+    assert [row[4] for row in table.rows] == ["–"] * 6

@@ -19,6 +19,14 @@ from lerobot_motion.training.optimizer import FusedAdamWConfig
     [
         ({"train_attention": "flash"}, r"train_attention must be one of \('auto', .*'flash'"),
         ({"inference_attention": "auto"}, r"inference_attention must be one of .*, got 'auto'"),
+        (
+            {"train_skip_padding": True, "compile_model": True},
+            "train_skip_padding=true needs compile_model=false",
+        ),
+        (
+            {"inference_skip_padding": True, "compile_model": True},
+            "inference_skip_padding=true needs compile_model=false",
+        ),
         ({"motion_samples_per_step": 0}, "motion_samples_per_step must be at least 1, got 0"),
     ],
 )
