@@ -17,10 +17,10 @@ from lerobot_motion.extraction.targets import Compute, TargetMaker
 from lerobot_motion.flow.estimator import (
     PRECISIONS,
     RaftEstimator,
-    check_estimator_name,
-    check_resolution,
+    check_flow_settings,
     load_flow_estimator,
 )
+from lerobot_motion.flow.letterbox import check_image_resolution
 from lerobot_motion.latent_store import StoreSettings, tensors_sha256
 from lerobot_motion.models.latent_codec import latent_codec_sha256, load_latent_codec
 from lerobot_motion.motion_target import target_image
@@ -67,22 +67,14 @@ class TargetOptions:
             self._validate_flow()
         if self.shard_frames < 1:
             raise ValueError(f"shard_frames must be at least 1, got {self.shard_frames}.")
-        height, width = self.image_resolution
-        if min(height, width) < 1:
-            raise ValueError(f"image_resolution must be positive, got {height}x{width}.")
+        check_image_resolution(self.image_resolution)
 
     def _validate_flow(self) -> None:
-        check_estimator_name(self.flow_estimator)
+        check_flow_settings(self.flow_estimator, self.image_resolution, self.flow_max_magnitude)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}.")
         if self.flow_estimator == "dis" and self.precision != "float32":
             raise ValueError(f"flow_estimator=dis has no precision, got {self.precision!r}.")
-        if not 0 < self.flow_max_magnitude < math.inf:
-            raise ValueError(
-                f"flow_max_magnitude must be positive (pixels) or auto, got "
-                f"{self.flow_max_magnitude}."
-            )
-        check_resolution(self.flow_estimator, self.image_resolution)
 
 
 def store_settings(

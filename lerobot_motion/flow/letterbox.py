@@ -7,6 +7,20 @@ from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from torch import Tensor
 
 
+def check_image_resolution(resolution: tuple[int, int]) -> None:
+    """See that images can be letterboxed to a size.
+
+    Args:
+        resolution: Height and width in pixels.
+
+    Raises:
+        ValueError: If one is not positive.
+    """
+    height, width = resolution
+    if min(height, width) < 1:
+        raise ValueError(f"image_resolution must be positive, got {height}x{width}.")
+
+
 def letterbox(images: Tensor, resolution: tuple[int, int]) -> Tensor:
     """Resize and pad images as pi0 does, so that flow lives in the pixels the policy sees.
 

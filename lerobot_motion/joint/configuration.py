@@ -10,7 +10,7 @@ from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
 from lerobot_motion.config_errors import logged_refusal
 from lerobot_motion.flow.estimator import (
     check_estimator_name,
-    check_resolution,
+    check_flow_settings,
     require_flow_weights,
 )
 from lerobot_motion.joint.settling import OneOrSeveral, SettledByDataset
@@ -155,9 +155,8 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
         for name in ("motion_loss_weight", "motion_warmup_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("flow_max_magnitude", "motion_head_lr"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.motion_head_lr is not None and not self.motion_head_lr > 0:
+            raise ValueError(f"motion_head_lr must be positive, got {self.motion_head_lr}.")
         dim, heads = self.motion_head_dim or 0, self.motion_head_heads or 1
         if dim < 1 or dim % heads:
             raise ValueError(
@@ -193,7 +192,9 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
     def _validate_flow(self) -> None:
         check_estimator_name(self.flow_estimator)
         if self.estimates_flow:
-            check_resolution(str(self.flow_estimator), self.image_resolution)
+            check_flow_settings(
+                str(self.flow_estimator), self.image_resolution, self.flow_max_magnitude
+            )
 
     @property
     def has_motion_head(self) -> bool:

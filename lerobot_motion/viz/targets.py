@@ -1,6 +1,5 @@
 """What happened in a dataset: frames of one camera, motion targets, and demonstrated actions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,8 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from lerobot_motion.extraction.recordings import Clip, Recordings
-from lerobot_motion.flow.estimator import (
-    check_estimator_name,
-    check_flow_weights,
-    check_resolution,
-)
-from lerobot_motion.flow.letterbox import content_mask, letterbox
+from lerobot_motion.flow.estimator import check_flow_settings, check_flow_weights
+from lerobot_motion.flow.letterbox import check_image_resolution, content_mask, letterbox
 from lerobot_motion.motion_target import TargetImage, target_image
 from lerobot_motion.steps import MotionTargetStep
 
@@ -32,15 +27,10 @@ def check_step(step: MotionTargetStep) -> None:
         OSError: If the weights of flow cannot be read.
     """
     height, width = step.image_resolution
-    if min(height, width) < 1:
-        raise ValueError(f"image_resolution must be positive, got {height}x{width}.")
-    if not target_image(step.motion_target).needs_flow:
-        return
-    if not 0 < step.max_magnitude < math.inf:
-        raise ValueError(f"flow_max_magnitude must be positive (pixels), got {step.max_magnitude}.")
-    check_estimator_name(step.flow_estimator)
-    check_resolution(step.flow_estimator, (height, width))
-    check_flow_weights(step.flow_estimator, step.flow_weights)
+    check_image_resolution((height, width))
+    if target_image(step.motion_target).needs_flow:
+        check_flow_settings(step.flow_estimator, (height, width), step.max_magnitude)
+        check_flow_weights(step.flow_estimator, step.flow_weights)
 
 
 @dataclass(frozen=True)
