@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import compiled_head
 import inference
 import policy_steps
 import pytest
 import scaling
 import torch
 import training
+from compiled_head import CompiledHeadArguments
 from inference import STOCK, InferenceArguments
 from policy_steps import AS_STOCK, Trainee, training_bytes, variant_of
 from regime_steps import build, make_batch
 from scaling import BATCH, CAMERAS, HORIZON, LAYERS, VIEWS, ScalingArguments, point
 from training import OPTIONS, TrainingArguments
+
+from lerobot_motion.models.motion_head import MotionHead
 
 CPU = torch.device("cpu")
 TINY = ("tiny", "float32")
@@ -160,3 +164,43 @@ def test_policies_drive_alike_and_are_counted() -> None:
     assert int(sdpa[3]) < int(stock[3]) <= int(unpadded[3])
     assert stock[5] == without_head[5] != ours[5]
     assert [row[4] for row in table.rows] == ["–"] * 6
+
+
+# --- the compiled head ---
+
+
+def test_one_head_of_two_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(MotionHead, "compile", lambda head: compiled.append(head))
+    sizes = {"batch_size": 1, "layers": 1, "heads": 2, "dim": 32}
+
+    found = compiled_head.benchmark(
+        CompiledHeadArguments(device="cpu", rounds=2, warmup=0, **sizes), Path()
+    )
+
+    assert len(compiled) == 1
+    (table,) = found.tables
+    assert [row[0] for row in table.rows] == ["eager", "compiled"]
+    assert found.settings["dim"] == 32
+    assert all(len(rates) == 2 for rates in found.raw["passes_per_s"].values())
+    assert "Compiling and the first pass took" in found.notes[0]
+
+
+def test_heads_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_steps, "free_memory", lambda _: 8_000_000)
+    args = CompiledHeadArguments(device="cpu", batch_size=1, layers=1, heads=2, dim=512)
+
+    with pytest.raises(ValueError, match=r"needs \d+ bytes .* of main memory, 8000000 bytes"):
+        compiled_head.benchmark(args, Path())
+
+
+def test_both_heads_do_the_same_work() -> None:
+    args = CompiledHeadArguments(batch_size=2, layers=1, heads=2, dim=32)
+    heads = [compiled_head.Head(args, CPU) for _ in range(2)]
+
+    for ours, theirs in zip(heads[0].inputs, heads[1].inputs, strict=True):
+        assert torch.equal(ours, theirs)
+    weights = [head.head.state_dict() for head in heads]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    heads[0].round(0)
+    assert heads[0].inputs[2].grad is not None
