@@ -26,6 +26,7 @@ VIEWS = (
     "--steps=4",
     "--save_freq=2",
 )
+ABSENT = ("--policy.empty_cameras=1", "--policy.motion_latents=auto")
 HEAD = "model.motion_head."
 EMBEDDING = f"{HEAD}transformer.pos_embed.view_embed"
 
@@ -42,12 +43,17 @@ def stored_dataset(home: Path, dataset: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(home: Path, stored_dataset: Path) -> dict[str, tuple[Run, Outcome]]:
-    """A run of two views, the same from stores and resumed, and one that other views resume."""
+    """A run of two views, the same from stores and resumed, and one that other views resume.
+
+    And two runs of a policy that has a camera more, with its padding and without.
+    """
     here = home / "views"
     resume = f"--config_path={here}/made/checkpoints/000002/pretrained_model/train_config.json"
     lines = {
         "made": VIEWS,
         "read": (*VIEWS, "--policy.motion_latents=auto"),
+        "padded": (*VIEWS, *ABSENT),
+        "unpadded": (*VIEWS, *ABSENT, "--policy.train_skip_padding=true"),
         "resumed": (resume, "--resume=true", f"--output_dir={here}/resumed"),
         "other": (resume, "--resume=true", f"--policy.motion_camera={TOP}"),
     }
@@ -62,7 +68,9 @@ def outcomes(home: Path, stored_dataset: Path) -> dict[str, tuple[Run, Outcome]]
     }
 
 
-@pytest.mark.parametrize(("name", "steps"), [("made", 4), ("read", 4), ("resumed", 2)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("made", 4), ("read", 4), ("padded", 4), ("unpadded", 4), ("resumed", 2)]
+)
 def test_every_run_ends_well(
     outcomes: dict[str, tuple[Run, Outcome]], name: str, steps: int
 ) -> None:
@@ -83,6 +91,19 @@ def test_stored_views_are_those_made_on_the_fly(
     assert [step["camera"] for step in steps] == [[WRIST, TOP]] * 2
     assert steps[0]["latents"] is None
     assert len(set(steps[1]["latents"])) == 2
+
+
+def test_padding_that_is_left_out_changes_no_loss(
+    outcomes: dict[str, tuple[Run, Outcome]],
+) -> None:
+    """Nor does the camera that is absent."""
+    found = [outcomes[name][1].losses for name in ("read", "padded", "unpadded")]
+
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], abs=2e-3)
+    assert found[2] == pytest.approx(found[1], abs=2e-3)
+    config = read_config(outcomes["unpadded"][0].checkpoint(4))
+    assert (config["train_skip_padding"], config["inference_skip_padding"]) == (True, False)
 
 
 def test_every_view_learns_and_a_resume_goes_on(
