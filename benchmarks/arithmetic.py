@@ -36,7 +36,7 @@ class ArithmeticArguments(BenchmarkArguments):
     cameras: int = 2
     # Further cameras that the policy has and the batch lacks, as with a checkpoint of more cameras.
     absent_cameras: int = 0
-    # Tokens of the longest prompt of a batch. null: 20 of 48 for motion_pi0, 85 of 200 for
+    # Tokens of the longest prompt of a batch. null: 21 of 48 for motion_pi0, 86 of 200 for
     # motion_pi05, those of a long sentence and, with motion_pi05, of 14 joints.
     prompt_tokens: int | None = None
     # bfloat16 or float32 (--policy.dtype of lerobot-train).

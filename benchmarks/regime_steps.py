@@ -33,9 +33,12 @@ DTYPES = ("bfloat16", "float32")
 CAMERAS = ("observation.images.top", "observation.images.wrist")
 CAMERA_SIZE = (240, 320)
 STATE_DIM = ACTION_DIM = 14
-# Tokens of a long prompt, by the base: LIBERO's longest sentence has 18 words, of about a token
-# each; pi0.5 has a prompt with 14 joints in it besides, of up to three digits and a space each.
-PROMPT_TOKENS = {"pi0": 20, "pi05": 85}
+# Tokens of a long prompt by PaliGemma's tokenizer: a sentence of LIBERO's, and with pi0.5
+# as many joints as here, each at its end, of three digits.
+LONG_TASK = (
+    "put the white mug on the left plate and put the yellow and white mug on the right plate"
+)
+PROMPT_TOKENS = {"pi0": 21, "pi05": 86}
 
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {

@@ -8,8 +8,12 @@ import pytest
 import torch
 from arithmetic import ArithmeticArguments, benchmark
 from fake_gpu import needs_fake_gpu
+from lerobot.lerobot_types import TransitionKey
+from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
+from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
+from lerobot.processor.converters import create_transition
 from policy_steps import AS_STOCK, Trainee, training_bytes, variant_of
-from regime_steps import build, make_batch
+from regime_steps import LONG_TASK, PROMPT_TOKENS, STATE_DIM, build, make_batch
 from step_counts import (
     CPU,
     CUDA,
@@ -21,8 +25,10 @@ from step_counts import (
     count_step_of,
     kept_by,
 )
+from tiny import shared_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoTokenizer
 
 BATCH_SIZE = 2
 
@@ -109,6 +115,20 @@ def test_fused_attention_is_counted() -> None:
     assert 0 <= no_counter < 4_000
 
 
+def test_prompts_are_as_long_as_lerobot_makes_them() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_file("tokenizers/paligemma"))
+    observation = {"observation.state": torch.ones(1, STATE_DIM)}
+    task = {"task": [LONG_TASK]}
+    for base, step in (
+        ("pi0", Pi0NewLineProcessor()),
+        ("pi05", Pi05PrepareStateTokenizerProcessorStep()),
+    ):
+        transition = create_transition(observation=observation, complementary_data=dict(task))
+        (prompt,) = step(transition)[TransitionKey.COMPLEMENTARY_DATA]["task"]
+
+        assert len(tokenizer(prompt)["input_ids"]) == PROMPT_TOKENS[base]
+
+
 # --- bytes ---
 
 
@@ -175,7 +195,7 @@ def test_a_table_has_the_stock_policy_first(monkeypatch: pytest.MonkeyPatch) -> 
         assert table.rows[0][-1] == "1.000"
         assert table.markdown()
     assert [row[0] for row in chunks.rows] == ["pi05", "motion_pi05", "motion_pi05, no padding"]
-    assert found.settings["prompt_tokens"] == 85
+    assert found.settings["prompt_tokens"] == PROMPT_TOKENS["pi05"]
     assert found.raw["steps"][0]["row"] == "pi05"
 
 
