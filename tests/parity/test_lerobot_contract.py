@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib.metadata
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -467,3 +468,56 @@ def test_adapters_reach_their_base_through_from_pretrained() -> None:
     assert all(callable(getattr(PreTrainedPolicy, name)) for name in names)
     source = inspect.getsource(PreTrainedPolicy.wrap_with_peft)
     assert "self.name_or_path = str(self.config.pretrained_path)" in source
+
+
+# --- training and evaluation mode: joint/modes.py ---
+
+
+@pytest.mark.parametrize("method", ["select_action", "predict_action_chunk"])
+def test_lerobot_asks_for_evaluation_before_every_action(base: str, method: str) -> None:
+    """Without this there would be nothing to save."""
+    assert calls_in(getattr(BASES[base].policy, method)).count("self.eval") == 1
+
+
+def test_lerobot_asks_for_training_before_every_step() -> None:
+    assert calls_in(lerobot_train.update_policy).count("policy.train") == 1
+
+
+def test_only_frozen_parts_are_kept_from_training_mode(modeling: ModuleType) -> None:
+    own = [
+        found
+        for found in vars(modeling).values()
+        if inspect.isclass(found) and found.__module__ == modeling.__name__
+    ]
+    assert [each.__name__ for each in own if "train" in vars(each)] == ["PaliGemmaWithExpertModel"]
+    tree = source_tree(modeling.PaliGemmaWithExpertModel.train)
+    conditions = [ast.unparse(node.test) for node in ast.walk(tree) if isinstance(node, ast.If)]
+    assert conditions == ["self.freeze_vision_encoder", "self.train_expert_only"]
+
+
+# --- padding of the prefix: joint/padding.py ---
+
+
+def test_cameras_that_are_absent_come_last_and_masked(base: str) -> None:
+    cameras = (CAMERA, "observation.images.wrist")
+    policy = make_stock_policy(base=base, cameras=cameras)
+    batch = make_batch(policy)
+    del batch[CAMERA]
+
+    images, masks = policy._preprocess_images(batch)
+
+    assert [mask.any().item() for mask in masks] == [True, False]
+    assert torch.equal(images[1], torch.full_like(images[0], -1))
+
+
+def test_the_prefix_is_embedded_from_positional_arguments(network: Any) -> None:
+    names = ["self", "images", "img_masks"]
+    parameters = list(inspect.signature(network.embed_prefix).parameters)
+    assert parameters[:3] == names
+    assert len(parameters) == 5
+    for caller in (network.forward, network.sample_actions):
+        assert calls_in(caller).count("self.embed_prefix") == 1
+        assert re.search(
+            r"self\.embed_prefix\(\s*images, img_masks, \w+, \w+\s*\)",
+            inspect.getsource(inspect.unwrap(caller)),
+        )

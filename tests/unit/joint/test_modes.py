@@ -1,10 +1,6 @@
 """Training and evaluation mode: LeRobot asks for them, and no flag is set twice."""
 
-import inspect
-from typing import Any
-
 import pytest
-from lerobot.scripts import lerobot_train
 from tiny import BASES, make_batch, make_motion_policy
 from torch import nn
 
@@ -76,33 +72,3 @@ def test_absent_parts_are_no_hindrance() -> None:
     policy.register_module("absent", None)
 
     assert policy.eval() is policy
-
-
-# --- what it is for, and what it leans on, in LeRobot 0.6.1 ---
-
-
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("method", ["select_action", "predict_action_chunk"])
-def test_lerobot_asks_for_evaluation_before_every_action(base: str, method: str) -> None:
-    source = inspect.getsource(inspect.unwrap(getattr(BASES[base].policy, method)))
-
-    assert source.count("self.eval()") == 1
-
-
-def test_lerobot_asks_for_training_before_every_step() -> None:
-    assert inspect.getsource(lerobot_train.update_policy).count("policy.train()") == 1
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_only_frozen_parts_are_kept_from_training_mode(base: str) -> None:
-    modeling: Any = BASES[base].modeling
-    own = [
-        found
-        for found in vars(modeling).values()
-        if inspect.isclass(found) and found.__module__ == modeling.__name__
-    ]
-    overriding = [found.__name__ for found in own if "train" in vars(found)]
-    assert overriding == ["PaliGemmaWithExpertModel"]
-    source = inspect.getsource(modeling.PaliGemmaWithExpertModel.train)
-    conditions = [line.strip() for line in source.splitlines() if line.strip().startswith("if ")]
-    assert conditions == ["if self.freeze_vision_encoder:", "if self.train_expert_only:"]
