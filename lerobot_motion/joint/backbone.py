@@ -124,7 +124,9 @@ class JointModel(_Network):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embed the prefix as LeRobot does, or less of it, and remember its pad mask (B, S)."""
         inputs = (images, image_masks, tokens, token_mask)
-        if self.config.skips_padding(tokens.device, training=self.training):
+        # A compiler, whoever called it, would compile anew for every length.
+        is_traced = torch.compiler.is_compiling()
+        if not is_traced and self.config.skips_padding(tokens.device, training=self.training):
             inputs = without_padding(*inputs, keep_tokens=self._is_first_of_training())
         embeddings, pad_mask, attention_mask = super().embed_prefix(*inputs)
         self._prefix_mask = pad_mask

@@ -172,6 +172,18 @@ def test_a_camera_that_one_sample_has_stays() -> None:
     assert image_masks == masks[1:]
 
 
+def test_whoever_compiles_gets_one_shape() -> None:
+    policy = make_policy("pi0", train_skip_padding=True).train()
+    batch = make_batch_of(policy, [5, 17], CAMERA)
+    images, masks = policy._preprocess_images(batch)
+    prompt = [batch[f"observation.language.{name}"] for name in ("tokens", "attention_mask")]
+    compiled = torch.compile(policy.model.embed_prefix, backend="eager", fullgraph=True)
+
+    _, pad_mask, _ = compiled(images, masks, *prompt)
+
+    assert pad_mask.shape == (2, 2 * IMAGE_TOKENS + 96)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_by_default_padding_is_left_out_on_cuda_in_training(device: str, compiled: bool) -> None:
