@@ -9,16 +9,25 @@ step. Policies are on PyTorch's meta device, where full-size ones take no memory
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main
 from policy_steps import META, variant_of
 from regime_steps import ACTION_DIM, POLICIES, build
 from reporting import Table, paired_ratios, summarize
+from torch import nn
 
+from lerobot_motion.joint.modes import QuickModes
+
+OURS = "motion_"
+# Of a row: as it would be if the flags were not read first.
+SETTING = ", setting all flags"
 CPU = torch.device("cpu")
 SIZES: dict[str, dict[str, Any]] = {"tiny": {"rounds": 15}, "full": {"rounds": 15}}
 
@@ -51,17 +60,18 @@ def benchmark(args: HostArguments, _: Path) -> Findings:
     }
     num_rounds, tables, raw = args.rounds or 1, [], {}
     for what, rate in (("queued action", _queued), ("training mode", _training)):
-        rounds = {
-            name: lambda _, policy=policy, rate=rate: rate(policy, args.times)
-            for name, policy in policies.items()
-        }
+        rounds: dict[str, Callable[[int], float]] = {}
+        for name, policy in policies.items():
+            rounds[name] = partial(rate, policy, args.times)
+            if name.startswith(OURS):
+                rounds[f"{name}{SETTING}"] = partial(_setting_flags, rounds[name])
         found = interleave(rounds, num_rounds, args.warmup, CPU)
         rows = [
             [
                 name,
-                str(sum(1 for _ in policies[name].modules())),
+                str(sum(1 for _ in policies[name.removesuffix(SETTING)].modules())),
                 str(summarize([1e3 / each for each in outcome.rates])),
-                str(paired_ratios(found[name.removeprefix("motion_")].rates, outcome.rates)),
+                str(paired_ratios(found[_stock(name)].rates, outcome.rates)),
             ]
             for name, outcome in found.items()
         ]
@@ -76,7 +86,17 @@ def benchmark(args: HostArguments, _: Path) -> Findings:
     )
 
 
-def _queued(policy: Any, times: int) -> float:
+def _stock(name: str) -> str:
+    return name.removesuffix(SETTING).removeprefix(OURS)
+
+
+def _setting_flags(measure: Callable[[int], float], number: int) -> float:
+    """Measure a round while every flag is set, whatever it is, as PyTorch does."""
+    with patch.object(QuickModes, "train", nn.Module.train):
+        return measure(number)
+
+
+def _queued(policy: Any, times: int, _: int) -> float:
     """Actions per second, of those that wait in the queue."""
     policy.eval()
     # No public name in LeRobot 0.6.1.
@@ -87,7 +107,7 @@ def _queued(policy: Any, times: int) -> float:
     return times / (time.perf_counter() - start)
 
 
-def _training(policy: Any, times: int) -> float:
+def _training(policy: Any, times: int, _: int) -> float:
     """How often a second a policy goes into the training mode that it is in."""
     policy.train()
     start = time.perf_counter()
