@@ -13,7 +13,14 @@ from typing import Any
 
 from harness import BenchmarkArguments, Findings, fill, main
 from policy_steps import AS_STOCK, FUSED, OPTIONS_ON, SDPA, variant_of
-from regime_steps import DTYPES, POLICIES, PROMPT_TOKENS, Variant, camera_names
+from regime_steps import (
+    DTYPES,
+    POLICIES,
+    PROMPT_TOKENS,
+    Variant,
+    absent_cameras_in_title,
+    camera_names,
+)
 from reporting import Table
 from step_counts import CPU, CUDA, Counts, count_chunk, count_step, kept_by
 
@@ -107,7 +114,8 @@ def benchmark(args: ArithmeticArguments, _: Path) -> Findings:
         )
     )
     return Findings(
-        title=f"arithmetic of a step, {args.policy}, {args.size}{_of_absent(args)}",
+        title=f"arithmetic of a step, {args.policy}, {args.size}"
+        + absent_cameras_in_title(args.absent_cameras),
         settings={
             "size": args.size,
             "batch_size": args.batch_size,
@@ -133,16 +141,11 @@ def _check(args: ArithmeticArguments) -> None:
             f"there must be at least 1 camera and 1 sample, got {args.cameras} and "
             f"{args.batch_size}."
         )
-    tokens = 1 if args.prompt_tokens is None else args.prompt_tokens
-    if args.absent_cameras < 0 or tokens < 1:
+    if args.absent_cameras < 0 or (args.prompt_tokens is not None and args.prompt_tokens < 1):
         raise ValueError(
             "there must be at least 1 token and no less than 0 absent cameras, got "
             f"{args.prompt_tokens} and {args.absent_cameras}."
         )
-
-
-def _of_absent(args: ArithmeticArguments) -> str:
-    return f", {args.absent_cameras} more cameras that are absent" if args.absent_cameras else ""
 
 
 def _stock_name(args: ArithmeticArguments) -> str:

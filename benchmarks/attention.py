@@ -17,7 +17,7 @@ import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main, timed
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from machine import choose_device
-from reporting import Table, megabytes, paired_ratios, summarize
+from reporting import Table, megabytes, times_beside
 from torch import Tensor
 from transformers.models.gemma import modeling_gemma
 
@@ -119,8 +119,7 @@ def benchmark(args: AttentionArguments, _: Path) -> Findings:
     rows = [
         [
             name,
-            str(summarize([1e3 / rate for rate in outcome.rates])),
-            str(paired_ratios(found[EAGER].rates, outcome.rates)),
+            *times_beside(outcome.rates, found[EAGER].rates),
             megabytes(layers[name].kept_bytes()),
             f"{(layers[name].output() * used - exact).abs().max().item():.1e}",
         ]

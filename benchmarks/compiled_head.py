@@ -15,7 +15,8 @@ import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main, timed
 from machine import choose_device
 from policy_steps import META, require_bytes
-from reporting import Table, paired_ratios, summarize
+from regime_steps import arithmetic
+from reporting import Table, times_beside
 from torch import Tensor
 
 from lerobot_motion.models.motion_head import MotionHead
@@ -68,7 +69,7 @@ class Head:
         """
         torch.manual_seed(0)
         batch_size = args.batch_size or 1
-        self.device = device
+        self.device, self.dtype = device, "bfloat16" if device.type == "cuda" else "float32"
         self.head = build(args).to(device)
         self.inputs: list[Tensor] = [
             torch.randn(batch_size, *LATENT, device=device),
@@ -84,9 +85,7 @@ class Head:
             Passes per second.
         """
         with timed(self.device) as clock:
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
-            ):
+            with arithmetic(self.device, self.dtype):
                 loss = self.head(*self.inputs).float().square().mean()
             loss.backward()
             self.head.zero_grad()
@@ -118,8 +117,7 @@ def benchmark(args: CompiledHeadArguments, _: Path) -> Findings:
     rows = [
         [
             name,
-            str(summarize([1e3 / rate for rate in outcome.rates])),
-            str(paired_ratios(found[EAGER].rates, outcome.rates)),
+            *times_beside(outcome.rates, found[EAGER].rates),
         ]
         for name, outcome in found.items()
     ]

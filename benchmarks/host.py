@@ -20,7 +20,7 @@ import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main
 from policy_steps import META, variant_of
 from regime_steps import ACTION_DIM, POLICIES, build
-from reporting import Table, paired_ratios, summarize
+from reporting import Table, times_beside
 from torch import nn
 
 from lerobot_motion.joint.modes import QuickModes
@@ -70,8 +70,7 @@ def benchmark(args: HostArguments, _: Path) -> Findings:
             [
                 name,
                 str(sum(1 for _ in policies[name.removesuffix(SETTING)].modules())),
-                str(summarize([1e3 / each for each in outcome.rates])),
-                str(paired_ratios(found[_stock(name)].rates, outcome.rates)),
+                *times_beside(outcome.rates, found[_stock(name)].rates),
             ]
             for name, outcome in found.items()
         ]

@@ -15,8 +15,15 @@ import torch
 from harness import BenchmarkArguments, Findings, fill, interleave, main, timed
 from machine import choose_device
 from policy_steps import require_bytes, variant_of, weight_bytes
-from regime_steps import CAMERAS, PROMPT_TOKENS, Variant, build, make_batch
-from reporting import Table, megabytes, paired_ratios, summarize
+from regime_steps import (
+    CAMERAS,
+    PROMPT_TOKENS,
+    Variant,
+    absent_cameras_in_title,
+    build,
+    make_batch,
+)
+from reporting import Table, megabytes, times_beside
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -128,6 +135,7 @@ def benchmark(args: InferenceArguments, _: Path) -> Findings:
     """
     fill(args, SIZES)
     device = choose_device(args.device)
+    title = f"inference, {device.type}{absent_cameras_in_title(args.absent_cameras)}"
     common = (args.size, str(args.dtype), len(CAMERAS) + args.absent_cameras)
     variants = {
         STOCK: variant_of("pi0", *common),
@@ -149,8 +157,7 @@ def benchmark(args: InferenceArguments, _: Path) -> Findings:
     rows = [
         [
             name,
-            str(summarize([1e3 / rate for rate in outcome.rates])),
-            str(paired_ratios(found[STOCK].rates, outcome.rates)),
+            *times_beside(outcome.rates, found[STOCK].rates),
             str(counts[name][0]),
             "–" if counts[name][1] is None else str(counts[name][1]),
             megabytes(weights[name]),
@@ -159,8 +166,7 @@ def benchmark(args: InferenceArguments, _: Path) -> Findings:
         for name, outcome in found.items()
     ]
     return Findings(
-        title=f"inference, {device.type}"
-        + f", {args.absent_cameras} more cameras that are absent" * bool(args.absent_cameras),
+        title=title,
         settings={
             "size": args.size,
             "dtype": args.dtype,

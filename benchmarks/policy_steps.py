@@ -29,12 +29,10 @@ AS_STOCK: dict[str, Any] = {
     "train_skip_padding": False,
 }
 # What ours does on CUDA, unless told otherwise.
-SDPA, FUSED, UNPADDED = (
-    {"train_attention": "sdpa"},
-    {"optimizer_fused": True},
-    {"train_skip_padding": True},
-)
-OPTIONS_ON: dict[str, Any] = SDPA | FUSED | UNPADDED
+SDPA: dict[str, Any] = {"train_attention": "sdpa"}
+FUSED: dict[str, Any] = {"optimizer_fused": True}
+UNPADDED: dict[str, Any] = {"train_skip_padding": True}
+OPTIONS_ON = SDPA | FUSED | UNPADDED
 # Neither changes what is in memory, and neither runs where there are no numbers.
 _NEED_NUMBERS = ("optimizer_fused", "train_skip_padding")
 

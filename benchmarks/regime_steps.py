@@ -164,6 +164,20 @@ def camera_names(num_cameras: int) -> list[str]:
     return [*CAMERAS, *further][:num_cameras]
 
 
+def absent_cameras_in_title(absent_cameras: int) -> str:
+    """What the title of a report says of cameras that policies have and batches lack.
+
+    Args:
+        absent_cameras: How many.
+
+    Raises:
+        ValueError: If there are less than none.
+    """
+    if absent_cameras < 0:
+        raise ValueError(f"absent_cameras must not be negative, got {absent_cameras}.")
+    return f", {absent_cameras} more cameras that are absent" if absent_cameras else ""
+
+
 def make_batch(
     policy: nn.Module,
     batch_size: int,

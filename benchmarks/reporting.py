@@ -63,6 +63,20 @@ def paired_ratios(values: Sequence[float], baseline: Sequence[float]) -> Summary
     return summarize([value / base for value, base in zip(values, baseline, strict=True)])
 
 
+def times_beside(rates: Sequence[float], baseline: Sequence[float]) -> list[str]:
+    """Two cells of a table: the time of a run in milliseconds, and its ratio to another's.
+
+    Args:
+        rates: How often a second, for each run.
+        baseline: Of the run beside it, by whose time its own is divided.
+
+    Raises:
+        ValueError: If there is none, or the runs are not in pairs.
+    """
+    milliseconds = summarize([1e3 / rate for rate in rates])
+    return [str(milliseconds), str(paired_ratios(baseline, rates))]
+
+
 def number(value: float) -> str:
     """Write a figure with three digits that count: 1234, 123, 12.3, 1.23, 0.123."""
     if abs(value) >= 100:

@@ -15,6 +15,13 @@ def joint_step(policy: Any, batch: dict[str, Tensor]) -> tuple[float, dict[str, 
     return loss.item(), found
 
 
+def assert_gradients_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same parameters have gradients, within 1e-4 of the largest value of each."""
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, 1e-4, name)
+
+
 def assert_close(found: Tensor, expected: Tensor, relative: float, name: str = "") -> None:
     """Every number differs by no more than a part of the largest one."""
     largest = expected.abs().max().item()

@@ -17,10 +17,12 @@ from lerobot_motion.extraction.targets import Compute, TargetMaker
 from lerobot_motion.flow.estimator import (
     PRECISIONS,
     RaftEstimator,
-    check_flow_settings,
+    check_estimator_name,
+    check_resolution,
     load_flow_estimator,
 )
 from lerobot_motion.flow.letterbox import check_image_resolution
+from lerobot_motion.flow.motion_image import check_max_magnitude
 from lerobot_motion.latent_store import StoreSettings, tensors_sha256
 from lerobot_motion.models.latent_codec import latent_codec_sha256, load_latent_codec
 from lerobot_motion.motion_target import target_image
@@ -70,7 +72,9 @@ class TargetOptions:
         check_image_resolution(self.image_resolution)
 
     def _validate_flow(self) -> None:
-        check_flow_settings(self.flow_estimator, self.image_resolution, self.flow_max_magnitude)
+        check_estimator_name(self.flow_estimator)
+        check_max_magnitude(self.flow_max_magnitude)
+        check_resolution(self.flow_estimator, self.image_resolution)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}.")
         if self.flow_estimator == "dis" and self.precision != "float32":

@@ -1,7 +1,6 @@
 """Optical flow estimators with one interface: a pair of image batches in, flow in pixels out."""
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -175,21 +174,16 @@ def check_estimator_name(name: str | None) -> None:
         raise ValueError(f"flow_estimator must be one of {FLOW_ESTIMATORS}, got {name!r}.")
 
 
-def check_flow_settings(name: str, resolution: tuple[int, int], max_magnitude: float) -> None:
-    """See that flow can be estimated and drawn.
+def check_resolution(name: str, resolution: tuple[int, int]) -> None:
+    """See that an estimator can work on images of a size.
 
     Args:
-        name: What should be one of `FLOW_ESTIMATORS`.
+        name: One of `FLOW_ESTIMATORS`.
         resolution: Height and width of the images, in pixels.
-        max_magnitude: Displacement drawn at full saturation, in pixels.
 
     Raises:
-        ValueError: If there is no such estimator, images are too small for it or no multiple of its
-            stride, or the displacement is not positive and finite.
+        ValueError: If they are too small for it, or no multiple of its stride.
     """
-    check_estimator_name(name)
-    if not 0 < max_magnitude < math.inf:
-        raise ValueError(f"flow_max_magnitude must be positive (pixels), got {max_magnitude}.")
     if name in _RAFT_MODELS:
         _check_raft_resolution(name, resolution)
 

@@ -23,11 +23,12 @@ def flow_to_motion_image(flow: Tensor, max_magnitude: float) -> Tensor:
         Motion image in [-1, 1], (B, 3, H, W).
 
     Raises:
-        ValueError: If `flow` does not have two channels or `max_magnitude` is not positive.
+        ValueError: If `flow` does not have two channels or `max_magnitude` is not positive and
+            finite.
     """
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"flow must have shape (B, 2, H, W), got {tuple(flow.shape)}.")
-    _check_magnitude(max_magnitude)
+    check_max_magnitude(max_magnitude)
     flow_x, flow_y = flow.float().unbind(dim=1)  # (B, H, W) each
     hue = torch.atan2(flow_y, flow_x) / (2 * math.pi) % 1.0
     saturation = (torch.hypot(flow_x, flow_y) / max_magnitude).clamp(max=1.0)
@@ -50,13 +51,13 @@ def motion_image_to_flow(motion_image: Tensor, max_magnitude: float) -> Tensor:
 
     Raises:
         ValueError: If `motion_image` does not have three channels or `max_magnitude` is not
-            positive.
+            positive and finite.
     """
     if motion_image.ndim != 4 or motion_image.shape[1] != 3:
         raise ValueError(
             f"motion_image must have shape (B, 3, H, W), got {tuple(motion_image.shape)}."
         )
-    _check_magnitude(max_magnitude)
+    check_max_magnitude(max_magnitude)
     rgb = (motion_image.float().clamp(-1.0, 1.0) + 1.0) / 2.0
     chroma = rgb.amax(dim=1) - rgb.amin(dim=1)  # (B, H, W)
     angle = 2 * math.pi * _hue(rgb, chroma)
@@ -64,9 +65,17 @@ def motion_image_to_flow(motion_image: Tensor, max_magnitude: float) -> Tensor:
     return torch.stack([magnitude * angle.cos(), magnitude * angle.sin()], dim=1)
 
 
-def _check_magnitude(max_magnitude: float) -> None:
-    if not max_magnitude > 0:
-        raise ValueError(f"max_magnitude must be positive (pixels), got {max_magnitude}.")
+def check_max_magnitude(max_magnitude: float) -> None:
+    """See that flow can be drawn at a scale.
+
+    Args:
+        max_magnitude: Displacement drawn at full saturation, in pixels.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+    if not 0 < max_magnitude < math.inf:
+        raise ValueError(f"flow_max_magnitude must be positive (pixels), got {max_magnitude}.")
 
 
 def _hue_saturation_to_rgb(hue: Tensor, saturation: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from lerobot_motion.checkpoints.checkpoint_path import HiddenCheckpointPath
 from lerobot_motion.config_errors import logged_refusal
 from lerobot_motion.flow.estimator import (
     check_estimator_name,
-    check_flow_settings,
+    check_resolution,
     require_flow_weights,
 )
+from lerobot_motion.flow.motion_image import check_max_magnitude
 from lerobot_motion.joint.settling import OneOrSeveral, SettledByDataset
 from lerobot_motion.joint.speed import SpeedSettings
 from lerobot_motion.models.latent_codec import EMBEDDED_CODECS
@@ -191,10 +192,9 @@ class JointMotionConfig(SpeedSettings, SettledByDataset, HiddenCheckpointPath, _
 
     def _validate_flow(self) -> None:
         check_estimator_name(self.flow_estimator)
+        check_max_magnitude(self.flow_max_magnitude)
         if self.estimates_flow:
-            check_flow_settings(
-                str(self.flow_estimator), self.image_resolution, self.flow_max_magnitude
-            )
+            check_resolution(str(self.flow_estimator), self.image_resolution)
 
     @property
     def has_motion_head(self) -> bool:

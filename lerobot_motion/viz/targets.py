@@ -10,8 +10,13 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from lerobot_motion.extraction.recordings import Clip, Recordings
-from lerobot_motion.flow.estimator import check_flow_settings, check_flow_weights
+from lerobot_motion.flow.estimator import (
+    check_estimator_name,
+    check_flow_weights,
+    check_resolution,
+)
 from lerobot_motion.flow.letterbox import check_image_resolution, content_mask, letterbox
+from lerobot_motion.flow.motion_image import check_max_magnitude
 from lerobot_motion.motion_target import TargetImage, target_image
 from lerobot_motion.steps import MotionTargetStep
 
@@ -29,7 +34,9 @@ def check_step(step: MotionTargetStep) -> None:
     height, width = step.image_resolution
     check_image_resolution((height, width))
     if target_image(step.motion_target).needs_flow:
-        check_flow_settings(step.flow_estimator, (height, width), step.max_magnitude)
+        check_estimator_name(step.flow_estimator)
+        check_max_magnitude(step.max_magnitude)
+        check_resolution(step.flow_estimator, (height, width))
         check_flow_weights(step.flow_estimator, step.flow_weights)
 
 

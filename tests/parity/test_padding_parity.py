@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import assert_close, joint_step
+from closeness import assert_close, assert_gradients_close, joint_step
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from tiny import CAMERA, make_batch, make_motion_policy, make_stock_policy, wake_motion_head
 from torch import Tensor
@@ -21,7 +21,7 @@ IMAGE_TOKENS = 16
 
 
 def make_policy(base: str, **settings: Any) -> Any:
-    """A policy for prompts of up to 96 tokens, which those of `prompts` do not fill."""
+    """A policy for prompts of up to 96 tokens."""
     settings = {"cameras": CAMERAS, "tokenizer_max_length": 96, **settings}
     return wake_motion_head(make_motion_policy(base=base, **settings))
 
@@ -44,9 +44,8 @@ def second_step(policy: Any, batch: dict[str, Tensor]) -> tuple[float, dict[str,
     return joint_step(policy, batch)
 
 
-def num_tokens(run: Any, policy: Any) -> int:
-    """Tokens of the prefix that the policy's VLM sees."""
-    run(policy)
+def num_tokens(policy: Any) -> int:
+    """Tokens of the prefix that the policy's VLM saw last."""
     return int(policy.model._prefix_mask.shape[1])
 
 
@@ -69,12 +68,10 @@ def test_loss_and_gradients_are_those_of_the_padded_prefix(
 
     loss, found = second_step(policy, batch)
 
-    assert whole.model._prefix_mask.shape[1] == 2 * IMAGE_TOKENS + 96
-    assert policy.model._prefix_mask.shape[1] == IMAGE_TOKENS + 24
+    assert num_tokens(whole) == 2 * IMAGE_TOKENS + 96
+    assert num_tokens(policy) == IMAGE_TOKENS + 24
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    assert set(found) == set(expected)
-    for name, gradient in expected.items():
-        assert_close(found[name], gradient, 1e-4, name)
+    assert_gradients_close(found, expected)
 
 
 def test_in_bfloat16_the_loss_is_that_of_the_padded_prefix(base: str) -> None:
@@ -99,10 +96,9 @@ def test_in_the_warm_up_the_vlm_sees_no_padding_either(base: str) -> None:
 
     loss, found = joint_step(policy, batch)
 
-    assert policy.model._prefix_mask.shape[1] == IMAGE_TOKENS + 24
+    assert num_tokens(policy) == IMAGE_TOKENS + 24
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    for name, gradient in expected.items():
-        assert_close(found[name], gradient, 1e-4, name)
+    assert_gradients_close(found, expected)
 
 
 def test_without_a_motion_head_too(base: str) -> None:
@@ -119,7 +115,7 @@ def test_without_a_motion_head_too(base: str) -> None:
     batch = make_batch_of(policy, [5, 17, 11], CAMERA)
 
     assert second_step(policy, batch)[0] == pytest.approx(second_step(whole, batch)[0], rel=1e-5)
-    assert policy.model._prefix_mask.shape[1] == IMAGE_TOKENS + 24
+    assert num_tokens(policy) == IMAGE_TOKENS + 24
 
 
 def test_the_first_step_that_learns_all_has_prompts_of_full_length(base: str) -> None:
@@ -128,7 +124,8 @@ def test_the_first_step_that_learns_all_has_prompts_of_full_length(base: str) ->
     batch = make_batch_of(policy, [5, 17, 11], CAMERA)
     found = []
     for _ in range(3):
-        found.append(num_tokens(lambda each: each.forward(dict(batch)), policy))
+        policy.forward(dict(batch))
+        found.append(num_tokens(policy))
         policy.update()
 
     assert found == [IMAGE_TOKENS + length for length in (24, 96, 24)]
@@ -146,9 +143,10 @@ def test_the_first_step_that_learns_all_has_prompts_of_full_length(base: str) ->
 def test_what_is_there_stays(lengths: list[int], cameras: tuple[str, ...], expected: int) -> None:
     policy = make_policy("pi0", train_skip_padding=True).train()
     policy.model._has_seen_whole_prompts = True
-    batch = make_batch_of(policy, lengths, *cameras)
 
-    assert num_tokens(lambda each: each.forward(batch), policy) == expected
+    policy.forward(make_batch_of(policy, lengths, *cameras))
+
+    assert num_tokens(policy) == expected
 
 
 def test_a_length_that_is_no_multiple_of_eight_stays() -> None:
@@ -189,11 +187,10 @@ def test_whoever_compiles_gets_one_shape() -> None:
 def test_by_default_padding_is_left_out_on_cuda_in_training(device: str, compiled: bool) -> None:
     config = make_policy("pi0").config
     config.compile_model = compiled
+    where = torch.device(device)
 
-    on_cuda = torch.device(device)
-
-    assert config.skips_padding(on_cuda, training=True) == (device == "cuda" and not compiled)
-    assert not config.skips_padding(on_cuda, training=False)
+    assert config.skips_padding(where, training=True) == (device == "cuda" and not compiled)
+    assert not config.skips_padding(where, training=False)
 
 
 # --- acting and imagining ---
@@ -209,7 +206,7 @@ def test_actions_are_those_of_the_padded_prefix(base: str, attention: str) -> No
 
     found = policy.predict_action_chunk(dict(batch), noise=noise)
 
-    assert policy.model._prefix_mask.shape[1] == IMAGE_TOKENS + 24
+    assert num_tokens(policy) == IMAGE_TOKENS + 24
     assert_close(found, expected, 1e-5)
 
 

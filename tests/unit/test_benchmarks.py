@@ -9,7 +9,15 @@ import torch
 from extraction import ExtractionArguments
 from harness import BenchmarkArguments, Findings, PeakMemory, fill, interleave, main
 from machine import Machine, require_memory, this_machine
-from reporting import Report, Table, add_to_results, number, paired_ratios, summarize
+from reporting import (
+    Report,
+    Table,
+    add_to_results,
+    number,
+    paired_ratios,
+    summarize,
+    times_beside,
+)
 from synthetic import Scene, write_random_raft
 
 from lerobot_motion.flow.estimator import load_flow_estimator
@@ -45,6 +53,10 @@ def test_ratios_are_of_runs_side_by_side() -> None:
     assert paired_ratios([20.0, 10.0], [10.0, 5.0]) == summarize([2.0])
     with pytest.raises(ValueError, match="in pairs, got 1 and 2"):
         paired_ratios([1.0], [1.0, 2.0])
+
+
+def test_times_stand_beside_those_of_the_same_round() -> None:
+    assert times_beside([100.0, 50.0], [50.0, 50.0]) == ["15.0 (10.0–20.0)", "0.750 (0.500–1.00)"]
 
 
 @pytest.mark.parametrize(

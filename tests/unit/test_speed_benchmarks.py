@@ -166,6 +166,11 @@ def test_policies_drive_alike_and_are_counted() -> None:
     assert [row[4] for row in table.rows] == ["–"] * 6
 
 
+def test_less_than_no_absent_cameras_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"absent_cameras must not be negative, got -1\."):
+        inference.benchmark(InferenceArguments(device="cpu", absent_cameras=-1), Path())
+
+
 # --- the compiled head ---
 
 

@@ -184,6 +184,12 @@ def test_without_a_target_there_is_no_head_and_no_future() -> None:
     assert config.observation_delta_indices is None
 
 
+@pytest.mark.parametrize("target", ["flow_image", "future_image", "none"])
+def test_a_scale_of_flow_is_positive_whatever_is_learned(target: str) -> None:
+    with pytest.raises(ValueError, match=r"flow_max_magnitude must be positive .* got -1\.0\."):
+        make_motion_config(motion_target=target, flow_max_magnitude=-1.0)
+
+
 def test_without_a_target_there_is_nothing_to_warm_up() -> None:
     message = (
         r"motion_warmup_steps must be 0 with motion_target=none, got 5: there is no motion head to "
